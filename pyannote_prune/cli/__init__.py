@@ -1,0 +1,41 @@
+"""The `pyannote-prune` command."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+from rich.console import Console
+
+from pyannote_prune.cli.convert import convert
+from pyannote_prune.cli.demo import demo
+from pyannote_prune.cli.diarize import diarize
+from pyannote_prune.cli.info import info
+from pyannote_prune.errors import InputError
+
+app = typer.Typer(
+    name="pyannote-prune",
+    help="Structured pruning of WavLM front-ends for pyannote.audio.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+for command in (info, convert, diarize, demo):
+    app.command()(command)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    # what is meant for users; the rest is meant for developers of the libraries below
+    if category is UserWarning and not str(message).lstrip().startswith("torchcodec is not installed"):
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"Warning: {message}", markup=False)
+
+
+def main() -> None:
+    """Run the command; bad input is told in one line and ends with exit code 2."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"Error: {error}", markup=False)
+        sys.exit(2)

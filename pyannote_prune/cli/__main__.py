@@ -1,0 +1,3 @@
+from pyannote_prune.cli import main
+
+main()

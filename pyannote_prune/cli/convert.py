@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="File, directory, or hub id.", show_default=False)],
+    destination: Annotated[Path, typer.Argument(help="Directory to write; must not exist.", show_default=False)],
+    embedding: Annotated[
+        str, typer.Option(help="Speaker embedding of the pipeline: local checkpoint (copied) or hub id.")
+    ] = "pyannote/wespeaker-voxceleb-resnet34-LM",
+    to_transformers: Annotated[
+        bool, typer.Option("--to-transformers", help="Export an unpruned backbone for transformers.WavLMModel.")
+    ] = False,
+) -> None:
+    """Convert a checkpoint: a segmentation model to a pipeline directory, a bare backbone to a model directory.
+
+    Takes DiariZen repositories and backbone bundles, WavLM models of transformers, and our own checkpoints.
+
+    Example: pyannote-prune convert BUT-FIT/diarizen-wavlm-base-s80-md pipeline
+    """
+    from pyannote_prune.pipelines import convert
+
+    convert(source, destination, embedding=embedding, to_transformers=to_transformers)
+    pipeline = (destination / "config.yaml").is_file()
+    typer.echo(f"{destination}: a {'pipeline' if pipeline else 'model'} directory.", err=True)

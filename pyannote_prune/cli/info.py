@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def info(
+    source: Annotated[str, typer.Argument(help="Preset name, file, directory, or hub id.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    duration: Annotated[
+        float, typer.Option(help="Seconds of audio that MACs of the table are counted for.", min=0.025)
+    ] = 1.0,
+) -> None:
+    """Show the shape and the cost of a WavLM backbone: parameters, multiply-accumulate operations, layers.
+
+    Example: pyannote-prune info wavlm-base-s80-md
+    """
+    from pyannote_prune.interop import load_backbone
+    from pyannote_prune.pruning import layer_costs, total_cost
+    from pyannote_prune.pruning.cost import SAMPLE_RATE
+    from pyannote_prune.wavlm import PrunedWavLMConfig, preset_names
+
+    if source in preset_names():
+        config = PrunedWavLMConfig.from_preset(source)
+    else:
+        config = load_backbone(source).config
+
+    num_samples = round(duration * SAMPLE_RATE)
+    total = total_cost(config, num_samples=num_samples)
+    layers: list[dict[str, Any]] = [
+        {"name": cost.name, "params": cost.params, "macs": cost.macs, **_shape(config, cost.name)}
+        for cost in layer_costs(config, num_samples=num_samples)
+    ]
+    if as_json:
+        content: dict[str, Any] = {"params": total.params, "macs_per_second": float(total_cost(config).macs)}
+        if duration != 1.0:
+            content |= {"duration": duration, "macs": total.macs}
+        print(json.dumps(content | {"layers": layers}))
+        return
+
+    table = Table(title=source, show_footer=True)
+    table.add_column("layer", "total")
+    table.add_column("shape")
+    table.add_column("params", f"{total.params:,}", justify="right")
+    table.add_column(f"MACs, {duration:g} s", f"{total.macs:,}", justify="right")
+    for layer in layers:
+        shape = ", ".join(f"{key} {value}" for key, value in layer.items() if key not in ("name", "params", "macs"))
+        table.add_row(layer["name"], shape, f"{layer['params']:,}", f"{layer['macs']:,}")
+    Console().print(table)
+
+
+def _shape(config: Any, name: str) -> dict[str, Any]:
+    kind, _, number = name.rpartition(".")
+    if kind == "feature_extractor.conv_layers":
+        index = int(number)
+        return {
+            "channels": config.conv_dim[index],
+            "kernel": config.conv_kernel[index],
+            "stride": config.conv_stride[index],
+        }
+    if kind == "encoder.layers":
+        index = int(number)
+        return {
+            "heads": config.remaining_heads[index] if config.has_attention[index] else None,
+            "intermediate_size": config.intermediate_sizes[index] if config.has_feed_forward[index] else None,
+        }
+    return {}

@@ -1,0 +1,8 @@
+"""The one exception that stands for "your input is wrong", as opposed to a bug of ours."""
+
+
+class InputError(ValueError):
+    """Bad input, told in one sentence: what was given, what is wrong with it, what would be right.
+
+    The command line prints it and exits with code 2; library users may catch it as a `ValueError`.
+    """

@@ -1,0 +1,128 @@
+"""From whatever a user names (a file, a directory, a repository on the hub) to a backbone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.interop import diarizen, huggingface, lightning
+from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]*[\w-]")
+# the weights and descriptions of every kind of source, and nothing else of a repository
+_HUB_FILES = (
+    "config.*",
+    "preprocessor_config.json",
+    "wavlm_config.json",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "plda/*.npz",
+    "segmentation/pytorch_model.bin",
+)
+
+
+def locate(source: str | Path) -> Path:
+    """Local path of a source, downloaded from the hub if need be
+
+    Parameters
+    ----------
+    source : str or Path
+        File, directory, or "owner/name" of a repository on the Hugging Face hub.
+
+    Raises
+    ------
+    InputError
+        When there is no such thing, or when the hub cannot be reached.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    if str(source) in preset_names():
+        raise InputError(
+            f"{str(source)!r} is the name of a shape, without weights: give a file, a directory or a hub id."
+        )
+    if not HUB_ID.fullmatch(str(source)):
+        raise InputError(f"No such file or directory: {source}.")
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # the hub's client raises errors of several libraries
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise InputError(
+            f"{source} is neither a local file or directory nor a repository that could be downloaded from the hub "
+            f"({type(error).__name__}: {reason[:160]})."
+        ) from None
+
+
+def segmentation_checkpoint(path: Path) -> Path | None:
+    """The pyannote checkpoint that a path stands for, if it does
+
+    Parameters
+    ----------
+    path : Path
+        A file, a directory with a `pytorch_model.bin`, or a pipeline directory.
+    """
+    if path.is_file():
+        return path
+    if diarizen.is_diarizen(path) or huggingface.model_type(path) is not None:
+        return None
+    for candidate in (path / "segmentation" / "pytorch_model.bin", path / "pytorch_model.bin"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def load_backbone(source: str | Path) -> PrunedWavLMModel:
+    """Load the backbone of any supported source
+
+    Parameters
+    ----------
+    source : str or Path
+        A local path, or the id of a repository on the Hugging Face hub, of
+        * a pipeline directory, or a checkpoint of `WavLMSegmentation`;
+        * what `PrunedWavLMModel.save_pretrained` wrote;
+        * a WavLM of `transformers`, of any size;
+        * a DiariZen repository, or a backbone bundle of its pruning recipe.
+
+    Returns
+    -------
+    model : PrunedWavLMModel
+        In evaluation mode, on CPU.
+
+    Raises
+    ------
+    InputError
+        When the source is missing, damaged, unsafe to read, or none of the above.
+    """
+    path = locate(source)
+    if path.is_dir():
+        kind = huggingface.model_type(path)
+        if kind == PrunedWavLMConfig.model_type:
+            return huggingface.load_pruned(path)
+        if kind == "wavlm":
+            return huggingface.load_transformers(path)
+        if kind is not None:
+            raise InputError(f"{path} holds a model of type {kind!r}, not a WavLM.")
+        if diarizen.is_diarizen(path):
+            return diarizen.read_repository(path).backbone
+
+    checkpoint = segmentation_checkpoint(path)
+    if checkpoint is None:
+        raise InputError(
+            f"{path} holds no model that is known: expected a config.json (transformers), a config.toml (DiariZen), "
+            "or a pytorch_model.bin (pyannote)."
+        )
+    content = lightning.read_checkpoint(checkpoint)
+    if lightning.is_checkpoint(content):
+        if not lightning.has_backbone(content):
+            raise InputError(f"{checkpoint} is a pyannote checkpoint, but not of a WavLMSegmentation.")
+        return lightning.backbone_from_checkpoint(content, checkpoint)
+    if diarizen.is_bundle(content):
+        return diarizen.backbone_from_bundle(content, checkpoint)
+    if diarizen.is_diarizen(checkpoint.parent):
+        return diarizen.read_repository(checkpoint.parent).backbone
+    raise InputError(
+        f"{checkpoint} holds weights without a description of their shape: give the directory that has both."
+    )

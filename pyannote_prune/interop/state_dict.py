@@ -1,0 +1,140 @@
+"""Reading weights safely, and bringing foreign names to those of `PrunedWavLMModel`."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
+
+# applied in this order: torchaudio's and DiariZen's layout, then older weight normalisation
+_RENAMED = (
+    (r"^wavlm\.", ""),
+    (r"^encoder\.feature_projection\.", "feature_projection."),
+    (r"^encoder\.transformer\.", "encoder."),
+    (r"^feature_extractor\.dummy_weight$", "feature_extractor.channel_scale"),
+    (r"^encoder\.layers\.0\.attention\.rel_attn_embed\.", "encoder.rel_attn_embed."),
+    (r"pos_conv_embed\.conv\.weight_g$", "pos_conv_embed.conv.parametrizations.weight.original0"),
+    (r"pos_conv_embed\.conv\.weight_v$", "pos_conv_embed.conv.parametrizations.weight.original1"),
+)
+_QKV = re.compile(r"\.attention\.(q_proj|k_proj|v_proj)\.(weight|bias)$")
+
+
+def read_tensors(path: Path) -> Any:
+    """Read a checkpoint without running anything in it
+
+    Parameters
+    ----------
+    path : Path
+        A file of `safetensors`, or one of `torch.save` that holds tensors and plain containers only.
+
+    Raises
+    ------
+    InputError
+        When there is no such file, when it is damaged, or when it holds anything but tensors
+        and plain containers.
+    """
+    if not path.is_file():
+        raise InputError(f"No such file: {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"Unsupported (?:global|class|operand).*?(?=\.? (?:was|Please|in )|\n|$)|GLOBAL \S+", str(error))
+        if found:
+            raise InputError(
+                f"{path} holds more than tensors ({found.group()}) and could run code when read: it was not read. "
+                "Save its state dict alone, or use safetensors."
+            ) from None
+        raise InputError(f"{path} is not a readable checkpoint: it is damaged, or of another format.") from None
+    except (RuntimeError, EOFError, ValueError, OSError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{path} is not a readable checkpoint: it is damaged or incomplete, or of another format ({reason[:120]})."
+        ) from None
+
+
+def canonical_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring the weights of a WavLM to the names of `PrunedWavLMModel`
+
+    Parameters
+    ----------
+    state : dict
+        State dict of `transformers.WavLMModel` (alone or inside a `WavLMFor...`), or of DiariZen.
+
+    Returns
+    -------
+    state : dict
+        Same weights; queries, keys and values packed into one projection.
+    """
+    renamed: dict[str, Tensor] = {}
+    packed: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        for pattern, replacement in _RENAMED:
+            key = re.sub(pattern, replacement, key)
+        if key.endswith("gru_rel_pos_const"):
+            tensor = tensor.flatten()
+        match = _QKV.search(key)
+        if match:
+            target = f"{key[: match.start()]}.attention.qkv_proj.{match.group(2)}"
+            packed.setdefault(target, {})[match.group(1)] = tensor
+        else:
+            renamed[key] = tensor
+    for target, parts in packed.items():
+        if len(parts) == 3:  # an incomplete set is reported as missing when the weights are loaded
+            renamed[target] = torch.cat([parts["q_proj"], parts["k_proj"], parts["v_proj"]])
+    return renamed
+
+
+def build_backbone(config: PrunedWavLMConfig, state: Mapping[str, Tensor], source: object) -> PrunedWavLMModel:
+    """Make a backbone out of a shape and (canonical) weights
+
+    Parameters
+    ----------
+    config : PrunedWavLMConfig
+    state : dict
+        As returned by `canonical_state_dict`. Channel scales default to 1. Without table of position
+        biases (DiariZen drops it with the attention of layer 0) there is no position bias.
+    source : object
+        What to name in error messages.
+
+    Raises
+    ------
+    InputError
+        When weights are missing, unknown, or not of the shape that `config` says.
+    """
+    model = PrunedWavLMModel(config)
+    state = dict(state)
+    state.setdefault("feature_extractor.channel_scale", torch.ones(config.conv_dim[-1]))
+    if config.has_position_bias and not config.remaining_heads[0]:
+        state.setdefault(
+            "encoder.rel_attn_embed.weight", torch.zeros(config.num_buckets, config.num_attention_heads)
+        )
+    load_checked(model, state, source)
+    return model.eval()
+
+
+def load_checked(module: torch.nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Load weights, all of them, or raise an `InputError` that names the first key that is wrong."""
+    expected = module.state_dict()
+    for key in sorted(expected.keys() - state.keys()):
+        raise InputError(f"{source} has no weights for {key}.")
+    for key in sorted(state.keys() - expected.keys()):
+        raise InputError(f"{source} has weights for {key}, which its configuration does not know.")
+    for key, tensor in expected.items():
+        if state[key].shape != tensor.shape:
+            raise InputError(
+                f"{source} has weights of shape {tuple(state[key].shape)} for {key}, "
+                f"but its configuration says {tuple(tensor.shape)}."
+            )
+    module.load_state_dict(state)

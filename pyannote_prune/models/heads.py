@@ -1,0 +1,99 @@
+"""What turns frame-level features into something a powerset classifier can read."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+import torchaudio
+from torch import Tensor, nn
+
+
+class ConformerHead(nn.Module):
+    """Projection, normalisation, Conformer (Gulati et al., arXiv 2005.08100) without position encoding
+
+    Parameters
+    ----------
+    in_features : int
+        Number of features per frame.
+    hidden_size : int, optional
+        Width of the Conformer, and of the output.
+    ffn_dim, num_heads, num_layers : int, optional
+        Feed-forward width, attention heads and number of its layers.
+    kernel_size : int, optional
+        Size of its depthwise convolutions, an odd number of frames.
+    dropout : float, optional
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_size: int = 256,
+        ffn_dim: int = 1024,
+        num_heads: int = 4,
+        num_layers: int = 4,
+        kernel_size: int = 31,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.out_features = hidden_size
+        self.projection = nn.Linear(in_features, hidden_size)
+        self.layer_norm = nn.LayerNorm(hidden_size)
+        self.conformer = torchaudio.models.Conformer(
+            input_dim=hidden_size,
+            num_heads=num_heads,
+            ffn_dim=ffn_dim,
+            num_layers=num_layers,
+            depthwise_conv_kernel_size=kernel_size,
+            dropout=dropout,
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, frames, in_features) -> (batch, frames, hidden_size)"""
+        x = self.layer_norm(self.projection(features)).transpose(0, 1)
+        # layer by layer: chunks are never padded, so that no mask is needed
+        for layer in self.conformer.conformer_layers:
+            x = layer(x, None)
+        return x.transpose(0, 1)
+
+
+class LSTMHead(nn.Module):
+    """LSTM and linear layers, as in pyannote's `SSeRiouSS`
+
+    Parameters
+    ----------
+    in_features : int
+        Number of features per frame.
+    hidden_size, num_layers, bidirectional, dropout : optional
+        Of the LSTM.
+    linear_size, num_linear_layers : int, optional
+        Width and number of the linear layers that follow.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_size: int = 128,
+        num_layers: int = 4,
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+        linear_size: int = 128,
+        num_linear_layers: int = 2,
+    ) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(
+            in_features,
+            hidden_size,
+            num_layers=num_layers,
+            bidirectional=bidirectional,
+            dropout=dropout,
+            batch_first=True,
+        )
+        sizes = [hidden_size * (2 if bidirectional else 1)] + [linear_size] * num_linear_layers
+        self.out_features = sizes[-1]
+        self.linear = nn.ModuleList(nn.Linear(before, after) for before, after in zip(sizes, sizes[1:]))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, frames, in_features) -> (batch, frames, out_features)"""
+        x, _ = self.lstm(features)
+        for linear in self.linear:
+            x = F.leaky_relu(linear(x))
+        return x

@@ -1,0 +1,222 @@
+"""Speaker segmentation models: a front-end, a head, a powerset classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from asteroid_filterbanks import Encoder
+from asteroid_filterbanks.melgram_fb import MelGramFB
+from lightning.pytorch import Trainer
+from pyannote.audio import Model
+from pyannote.audio.core.task import Task
+from pyannote.audio.utils.receptive_field import (
+    multi_conv_num_frames,
+    multi_conv_receptive_field_center,
+    multi_conv_receptive_field_size,
+)
+from torch import Tensor, nn
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.interop import load_backbone
+from pyannote_prune.models.heads import ConformerHead, LSTMHead
+from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
+
+HEADS: dict[str, type[ConformerHead | LSTMHead]] = {"conformer": ConformerHead, "lstm": LSTMHead}
+
+
+def save_checkpoint(model: Model, path: Path) -> None:
+    """Save a model the way Lightning does, such that `pyannote.audio.Model.from_pretrained` loads it."""
+    trainer = Trainer(accelerator="cpu", devices=1, barebones=True)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(path, weights_only=True)
+
+
+class SegmentationModel(Model):
+    """What our segmentation models share: everything but the front-end
+
+    A front-end is a stack of convolutions over the waveform (kernel sizes and strides in samples are
+    those given to `_build`) and whatever follows at the same frame rate; see `features`.
+    """
+
+    def _build(
+        self, head: str, head_args: Mapping[str, Any] | None, in_features: int, kernel: list[int], stride: list[int]
+    ) -> None:
+        if head not in HEADS:
+            raise InputError(f"head must be one of {', '.join(HEADS)}, got {head!r}.")
+        self._convolutions = {"kernel_size": kernel, "stride": stride, "dilation": [1] * len(kernel)}
+        self.head = HEADS[head](in_features, **(head_args or {}))
+
+    def features(self, waveforms: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, frames, features)"""
+        raise NotImplementedError
+
+    @property
+    def dimension(self) -> int:
+        """Number of outputs per frame"""
+        specifications = self.specifications
+        if isinstance(specifications, tuple):
+            raise InputError(f"{type(self).__name__} addresses one task at a time, got {len(specifications)}.")
+        return specifications.num_powerset_classes if specifications.powerset else len(specifications.classes)
+
+    def build(self) -> None:
+        """Add the layers that depend on the task"""
+        self.classifier = nn.Linear(self.head.out_features, self.dimension)
+        self.activation = self.default_activation()
+
+    @lru_cache
+    def num_frames(self, num_samples: int) -> int:
+        """Number of frames that come out of `num_samples` samples"""
+        return multi_conv_num_frames(num_samples, padding=[0] * len(self._convolutions["stride"]), **self._convolutions)
+
+    def receptive_field_size(self, num_frames: int = 1) -> int:
+        """Number of samples that `num_frames` consecutive frames are computed from"""
+        return multi_conv_receptive_field_size(num_frames, **self._convolutions)
+
+    def receptive_field_center(self, frame: int = 0) -> int:
+        """Index of the sample in the middle of what a frame is computed from"""
+        return multi_conv_receptive_field_center(
+            frame, padding=[0] * len(self._convolutions["stride"]), **self._convolutions
+        )
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Segment
+
+        Parameters
+        ----------
+        waveforms : (batch, channel, samples) Tensor
+            One channel.
+
+        Returns
+        -------
+        scores : (batch, frames, classes) Tensor
+            Log-probabilities of powerset classes, or probabilities of speakers.
+
+        Raises
+        ------
+        InputError
+            When there is more than one channel.
+        """
+        if waveforms.ndim != 3 or waveforms.shape[1] != 1:
+            raise InputError(f"Waveforms must be shaped (batch, 1, samples), got {tuple(waveforms.shape)}.")
+        return self.activation(self.classifier(self.head(self.features(waveforms[:, 0]))))
+
+
+class WavLMSegmentation(SegmentationModel):
+    """Speaker segmentation on a (pruned) WavLM: layers, mixed with learned weights > head > classifier
+
+    Parameters
+    ----------
+    wavlm : str, dict or PrunedWavLMConfig, optional
+        What the backbone starts from: anything that
+        [`load_backbone`][pyannote_prune.interop.load_backbone] understands (weights included), or the
+        name of a preset or a configuration (random weights).
+        Defaults to "microsoft/wavlm-base-plus", downloaded from the hub.
+    wavlm_frozen : bool, optional
+        Do not train the backbone. Defaults to False.
+    head : {"conformer", "lstm"}, optional
+        Defaults to "conformer", the published recipe.
+    head_args : dict, optional
+        Arguments of [`ConformerHead`][] or [`LSTMHead`][].
+    sample_rate : int, optional
+        16000, the only one that WavLM knows.
+    num_channels : int, optional
+        1.
+    task : Task, optional
+
+    Raises
+    ------
+    InputError
+        When the backbone cannot be loaded, or when there is no such head.
+    """
+
+    def __init__(
+        self,
+        wavlm: str | Mapping[str, Any] | PrunedWavLMConfig = "microsoft/wavlm-base-plus",
+        wavlm_frozen: bool = False,
+        head: str = "conformer",
+        head_args: Mapping[str, Any] | None = None,
+        sample_rate: int = 16000,
+        num_channels: int = 1,
+        task: Task | None = None,
+    ) -> None:
+        if sample_rate != 16000:
+            raise InputError(f"WavLM knows one sample rate, 16000 Hz, got {sample_rate}.")
+        super().__init__(sample_rate=sample_rate, num_channels=num_channels, task=task)
+
+        if isinstance(wavlm, (str, Path)) and str(wavlm) not in preset_names():
+            backbone = load_backbone(wavlm)
+        elif isinstance(wavlm, (str, Path)):
+            backbone = PrunedWavLMModel(PrunedWavLMConfig.from_preset(str(wavlm)))
+        else:
+            shape = wavlm if isinstance(wavlm, PrunedWavLMConfig) else PrunedWavLMConfig(**wavlm)
+            backbone = PrunedWavLMModel(shape)
+        self.wavlm = backbone
+        self.wavlm.requires_grad_(not wavlm_frozen)
+        self.wavlm.feature_extractor.channel_scale.requires_grad_(False)
+
+        config = self.wavlm.config
+        # the shape, not where it came from: checkpoints stand alone
+        wavlm = config.shape_dict()
+        head_args = dict(head_args or {})
+        self.save_hyperparameters("wavlm", "wavlm_frozen", "head", "head_args")
+
+        num_states = config.num_hidden_layers + 1
+        self.layer_weights = nn.Parameter(torch.full((num_states,), 1 / num_states))
+        self._build(head, head_args, config.hidden_size, config.conv_kernel, config.conv_stride)
+
+    def features(self, waveforms: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, frames, hidden_size)"""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.hparams.wavlm_frozen):
+            states = self.wavlm(waveforms).hidden_states
+        return sum(weight * state for weight, state in zip(self.layer_weights, states))
+
+
+class FbankSegmentation(SegmentationModel):
+    """Speaker segmentation on mel filterbanks, the baseline of the papers: filterbank > head > classifier
+
+    Parameters
+    ----------
+    fbank : dict, optional
+        `n_mels` (80), `n_filters` (400, size of the Fourier transform), `kernel_size` (400 samples) and
+        `stride` (160 samples), `fmin` and `fmax` (Hz).
+    head, head_args : optional
+        As in [`WavLMSegmentation`][].
+    sample_rate, num_channels, task : optional
+        As in every pyannote model.
+
+    Raises
+    ------
+    InputError
+        When librosa, which makes the filters, is not installed, or when there is no such head.
+    """
+
+    FBANK_DEFAULTS = {"n_mels": 80, "n_filters": 400, "kernel_size": 400, "stride": 160}
+
+    def __init__(
+        self,
+        fbank: Mapping[str, Any] | None = None,
+        head: str = "conformer",
+        head_args: Mapping[str, Any] | None = None,
+        sample_rate: int = 16000,
+        num_channels: int = 1,
+        task: Task | None = None,
+    ) -> None:
+        super().__init__(sample_rate=sample_rate, num_channels=num_channels, task=task)
+        fbank = {**self.FBANK_DEFAULTS, **(fbank or {})}
+        head_args = dict(head_args or {})
+        self.save_hyperparameters("fbank", "head", "head_args")
+        try:
+            filterbank = MelGramFB(sample_rate=float(sample_rate), **fbank)
+        except ImportError:
+            raise InputError("FbankSegmentation needs librosa: install pyannote-prune[fbank].") from None
+        self.fbank = Encoder(filterbank)
+        self._build(head, head_args, fbank["n_mels"], [fbank["kernel_size"]], [fbank["stride"]])
+
+    def features(self, waveforms: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, frames, mels), logarithmic, zero mean over each chunk"""
+        mels = torch.log(self.fbank(waveforms.unsqueeze(1)) + 1e-6).transpose(1, 2)
+        return mels - mels.mean(dim=1, keepdim=True)

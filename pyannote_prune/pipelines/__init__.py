@@ -1,0 +1,6 @@
+"""pyannote pipelines, and the directories that hold them."""
+
+from pyannote_prune.pipelines.directory import convert, write_pipeline
+from pyannote_prune.pipelines.speaker_diarization import SpeakerDiarization
+
+__all__ = ["SpeakerDiarization", "convert", "write_pipeline"]

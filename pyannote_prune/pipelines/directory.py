@@ -1,0 +1,273 @@
+"""Pipeline directories: what `Pipeline.from_pretrained` takes, and the hub hosts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pyannote.audio import Model
+from pyannote.audio.core.task import Problem, Resolution, Specifications
+
+from pyannote_prune import models
+from pyannote_prune.errors import InputError
+from pyannote_prune.interop import diarizen, export_transformers, lightning, load_backbone
+from pyannote_prune.interop.sources import HUB_ID, locate, segmentation_checkpoint
+from pyannote_prune.interop.state_dict import load_checked
+from pyannote_prune.models import FbankSegmentation, WavLMSegmentation, save_checkpoint
+from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING, DEFAULT_PARAMETERS
+
+# DiariZen's settings that pyannote's VBx has as constants
+_VBX_CONSTANTS = {"ahc_criterion": "distance", "lda_dim": 128, "max_iters": 20}
+
+
+def segmentation_specifications(
+    duration: float, max_speakers_per_chunk: int, max_speakers_per_frame: int
+) -> Specifications:
+    """Specifications of a powerset speaker segmentation model
+
+    Parameters
+    ----------
+    duration : float
+        Duration of chunks, in seconds.
+    max_speakers_per_chunk, max_speakers_per_frame : int
+        How many speakers a chunk has at most, and how many of them speak at once.
+    """
+    return Specifications(
+        problem=Problem.MONO_LABEL_CLASSIFICATION,
+        resolution=Resolution.FRAME,
+        duration=duration,
+        min_duration=None,
+        warm_up=(0.0, 0.0),
+        classes=[f"speaker#{index + 1}" for index in range(max_speakers_per_chunk)],
+        powerset_max_classes=max_speakers_per_frame,
+        permutation_invariant=True,
+    )
+
+
+def write_pipeline(
+    directory: Path,
+    segmentation: Model,
+    embedding: Model | str | Path = DEFAULT_EMBEDDING,
+    plda: Path | None = None,
+    options: dict[str, Any] | None = None,
+    parameters: dict[str, Any] | None = None,
+) -> None:
+    """Write a pipeline directory
+
+    Parameters
+    ----------
+    directory : Path
+        Created.
+    segmentation : Model
+        Saved into `segmentation/`.
+    embedding : Model, str or Path, optional
+        Saved or copied into `embedding/` if it is a model, a file, or a directory that holds a
+        `pytorch_model.bin`; otherwise a hub id, which the pipeline will download from.
+    plda : Path, optional
+        Folder copied into `plda/`.
+    options : dict, optional
+        Arguments of `SpeakerDiarization`.
+    parameters : dict, optional
+        Hyper-parameters. Default to those of the published systems for the clustering in `options`.
+
+    Raises
+    ------
+    InputError
+        When `embedding` or `plda` is not there.
+    """
+    options = {"clustering": "AgglomerativeClustering", **(options or {})}
+    if parameters is None:
+        parameters = {
+            "segmentation": {"min_duration_off": 0.0},
+            "clustering": DEFAULT_PARAMETERS[options["clustering"]],
+        }
+    (directory / "segmentation").mkdir(parents=True)
+    save_checkpoint(segmentation, directory / "segmentation" / "pytorch_model.bin")
+    options["segmentation"] = "$model/segmentation"
+
+    options["embedding"] = "$model/embedding"
+    if isinstance(embedding, Model):
+        (directory / "embedding").mkdir()
+        save_checkpoint(embedding, directory / "embedding" / "pytorch_model.bin")
+    elif (weights := _local_embedding(embedding)) is not None:
+        (directory / "embedding").mkdir()
+        shutil.copyfile(weights, directory / "embedding" / "pytorch_model.bin")
+    else:
+        options["embedding"] = str(embedding)
+
+    if plda is not None:
+        (directory / "plda").mkdir()
+        for name in ("xvec_transform.npz", "plda.npz"):
+            if not (plda / name).is_file():
+                raise InputError(f"No such file: {plda / name}.")
+            shutil.copyfile(plda / name, directory / "plda" / name)
+        options["plda"] = "$model/plda"
+
+    config = {
+        "dependencies": {"pyannote.audio": "4.0.0", "pyannote-prune": version("pyannote-prune")},
+        "pipeline": {"name": "pyannote_prune.pipelines.SpeakerDiarization", "params": options},
+        "params": parameters,
+    }
+    (directory / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _local_embedding(embedding: str | Path) -> Path | None:
+    """File of an embedding, None when it is on the hub."""
+    path = Path(embedding)
+    if path.is_dir():
+        path = path / "pytorch_model.bin"
+    if path.is_file():
+        return path
+    if isinstance(embedding, Path) or not HUB_ID.fullmatch(embedding):
+        raise InputError(f"No embedding model at {embedding}: expected a file, a directory or a hub id.")
+    return None
+
+
+def convert(
+    source: str | Path,
+    destination: Path,
+    embedding: str | Path = DEFAULT_EMBEDDING,
+    to_transformers: bool = False,
+) -> Path:
+    """Convert a checkpoint: a segmentation model to a pipeline directory, a backbone to a model directory
+
+    Parameters
+    ----------
+    source : str or Path
+        DiariZen repository, checkpoint of one of our segmentation models, or anything that
+        [`load_backbone`][pyannote_prune.interop.load_backbone] takes.
+    destination : Path
+        Written only once complete; must not exist, or be an empty directory.
+    embedding : str or Path, optional
+        Speaker embedding of the pipeline: a local pyannote checkpoint (copied) or a hub id.
+    to_transformers : bool, optional
+        Export the backbone, which must be unpruned, to a directory that `transformers` loads.
+
+    Returns
+    -------
+    destination : Path
+
+    Raises
+    ------
+    InputError
+        When the source is missing, damaged, unsafe to read or unknown, or the destination taken.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise InputError(f"{destination} exists already: remove it, or name another destination.")
+    write = _reader(locate(source), embedding, to_transformers)
+
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as temporary:
+        result = Path(temporary) / "result"
+        write(result)
+        os.replace(result, destination)
+    return destination
+
+
+def _reader(path: Path, embedding: str | Path, to_transformers: bool) -> Callable[[Path], None]:
+    """Read a source; what is returned writes its conversion."""
+    if to_transformers:
+        backbone = load_backbone(path)
+        return lambda directory: export_transformers(backbone, directory)
+
+    if path.is_file() and diarizen.is_diarizen(path.parent) and path.name == diarizen.WEIGHTS:
+        path = path.parent
+    if path.is_dir() and diarizen.is_diarizen(path):
+        return _read_diarizen(path, embedding)
+
+    checkpoint = segmentation_checkpoint(path)
+    if checkpoint is not None:
+        content = lightning.read_checkpoint(checkpoint)
+        if lightning.is_checkpoint(content):
+            model = _restore(content, checkpoint)
+            return lambda directory: write_pipeline(directory, model, embedding)
+
+    backbone = load_backbone(path)
+    return backbone.save_pretrained
+
+
+def _restore(content: dict[str, Any], source: Path) -> Model:
+    """Rebuild one of our segmentation models out of its checkpoint."""
+    name = content["pyannote.audio"]["architecture"]["class"]
+    if name not in ("WavLMSegmentation", "FbankSegmentation"):
+        raise InputError(f"{source} holds a {name}: only WavLMSegmentation and FbankSegmentation can be converted.")
+    model = getattr(models, name)(**content["hyper_parameters"])
+    model.specifications = content["pyannote.audio"]["specifications"]
+    model.setup()
+    load_checked(model, content["state_dict"], source)
+    return model
+
+
+def _read_diarizen(path: Path, embedding: str | Path) -> Callable[[Path], None]:
+    repository = diarizen.read_repository(path)
+    model = WavLMSegmentation(wavlm=repository.backbone.config, head="conformer", head_args=repository.conformer)
+    model.specifications = segmentation_specifications(
+        repository.duration, repository.max_speakers_per_chunk, repository.max_speakers_per_frame
+    )
+    model.setup()
+    backbone = {f"wavlm.{key}": tensor for key, tensor in repository.backbone.state_dict().items()}
+    load_checked(model, {**backbone, **repository.head_state}, path / diarizen.WEIGHTS)
+
+    options, parameters, plda = _pipeline_settings(repository, path)
+    return lambda directory: write_pipeline(directory, model, embedding, plda, options, parameters)
+
+
+def _pipeline_settings(
+    repository: diarizen.DiarizenRepository, path: Path
+) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
+    """Options and hyper-parameters of the pipeline, and its PLDA."""
+    inference, clustering = repository.inference, repository.clustering
+    batch_size = inference.get("batch_size", 32)
+    options: dict[str, Any] = {
+        "clustering": clustering.get("method", "AgglomerativeClustering"),
+        "segmentation_step": inference.get("segmentation_step", 0.1),
+        "segmentation_batch_size": batch_size,
+        "embedding_batch_size": batch_size,
+        "embedding_exclude_overlap": True,
+        "channel": repository.channel,
+    }
+    if inference.get("apply_median_filtering", True):
+        options["median_filter"] = 11
+    for bound in ("min_speakers", "max_speakers"):
+        if bound in clustering:
+            options[bound] = clustering[bound]
+
+    plda = repository.plda
+    if options["clustering"] == "VBxClustering" and plda is None:
+        warnings.warn(
+            f"{path} asks for VBxClustering but has no plda/ folder: the pipeline will use AgglomerativeClustering.",
+            stacklevel=2,
+        )
+        options["clustering"] = "AgglomerativeClustering"
+    if options["clustering"] == "AgglomerativeClustering":
+        plda = None
+        parameters = {
+            "method": "centroid",
+            "min_cluster_size": clustering.get("min_cluster_size", 30),
+            "threshold": clustering.get("ahc_threshold", 0.7),
+        }
+    elif options["clustering"] == "VBxClustering":
+        for name, constant in _VBX_CONSTANTS.items():
+            if clustering.get(name, constant) != constant:
+                raise InputError(
+                    f"{path / diarizen.CONFIG}: {name} = {clustering[name]!r} is not supported, only {constant!r}."
+                )
+        defaults = DEFAULT_PARAMETERS["VBxClustering"]
+        parameters = {
+            "threshold": clustering.get("ahc_threshold", defaults["threshold"]),
+            "Fa": clustering.get("Fa", defaults["Fa"]),
+            "Fb": clustering.get("Fb", defaults["Fb"]),
+        }
+    else:
+        raise InputError(
+            f"{path / diarizen.CONFIG}: method = {options['clustering']!r} is not supported, only "
+            "'AgglomerativeClustering' and 'VBxClustering'."
+        )
+    return options, {"segmentation": {"min_duration_off": 0.0}, "clustering": parameters}, plda

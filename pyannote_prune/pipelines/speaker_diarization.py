@@ -1,0 +1,200 @@
+"""Speaker diarization: pyannote's pipeline, for people who choose their own models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyannote.audio.core.io import AudioFile
+from pyannote.audio.core.plda import PLDA
+from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiarization
+from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
+from pyannote.audio.pipelines.utils import PipelineModel, PipelinePLDA
+from pyannote.core import Annotation, SlidingWindowFeature
+from scipy.ndimage import median_filter as scipy_median_filter
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.pipelines.audio import decode
+
+DEFAULT_EMBEDDING = "pyannote/wespeaker-voxceleb-resnet34-LM"
+
+# hyper-parameters of the published systems, by clustering
+DEFAULT_PARAMETERS: dict[str, dict[str, Any]] = {
+    "AgglomerativeClustering": {"method": "centroid", "min_cluster_size": 12, "threshold": 0.7},
+    "VBxClustering": {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8},
+}
+
+
+class _NoPLDA(PLDA):
+    """Stands where upstream's constructor insists on a PLDA that the clustering does not use."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class SpeakerDiarization(UpstreamSpeakerDiarization):
+    """Speaker diarization pipeline
+
+    Same steps, parameters and outputs as `pyannote.audio.pipelines.SpeakerDiarization`, except that no
+    PLDA is loaded unless VBx clustering uses it, that recordings are decoded once, without FFmpeg
+    where soundfile is enough, and that there are a few more options.
+
+    Parameters
+    ----------
+    legacy : bool, optional
+        Return the diarization alone, rather than a `DiarizeOutput`. Defaults to False.
+    segmentation : Model, str, or dict
+        Segmentation model: a checkpoint, as `pyannote.audio.pipelines.utils.get_model` takes it.
+    segmentation_step : float, optional
+        Step of the sliding window, as a fraction of its duration. Defaults to 0.1.
+    embedding : Model, str, or dict, optional
+        Embedding model. Defaults to "pyannote/wespeaker-voxceleb-resnet34-LM", downloaded from the hub.
+    embedding_exclude_overlap : bool, optional
+        Exclude overlapping speech when extracting embeddings. Defaults to False.
+    plda : PLDA, str, or dict, optional
+        PLDA for VBx clustering, not loaded otherwise.
+    clustering : {"AgglomerativeClustering", "VBxClustering", "KMeansClustering", "OracleClustering"}, optional
+        Defaults to "AgglomerativeClustering".
+    embedding_batch_size, segmentation_batch_size : int, optional
+        Default to 1.
+    der_variant : dict, optional
+        Variant of diarization error rate to optimise, see upstream.
+    token, cache_dir : optional
+        For downloads from the hub.
+    median_filter : int, optional
+        Smooth the binary activity of each speaker of each chunk with a median filter of that many
+        frames, before anything else. The published systems use 11. Defaults to no filter.
+    channel : int, optional
+        Zero-based index of the channel used of multi-channel recordings (those that name one themselves
+        excepted). Defaults to the average of all channels.
+    min_speakers, max_speakers : int, optional
+        Bounds on the number of speakers, for recordings that are given without.
+
+    Raises
+    ------
+    InputError
+        When models are missing, or options out of range.
+
+    Usage
+    -----
+    >>> pipeline = SpeakerDiarization(segmentation="pytorch_model.bin", embedding="embedding.bin")
+    >>> output = pipeline("audio.wav")
+    >>> print(output.speaker_diarization)
+    """
+
+    def __init__(
+        self,
+        legacy: bool = False,
+        segmentation: PipelineModel | None = None,
+        segmentation_step: float = 0.1,
+        embedding: PipelineModel = DEFAULT_EMBEDDING,
+        embedding_exclude_overlap: bool = False,
+        plda: PipelinePLDA | None = None,
+        clustering: str = "AgglomerativeClustering",
+        embedding_batch_size: int = 1,
+        segmentation_batch_size: int = 1,
+        der_variant: dict[str, Any] | None = None,
+        token: str | None = None,
+        cache_dir: Path | str | None = None,
+        median_filter: int | None = None,
+        channel: int | None = None,
+        min_speakers: int | None = None,
+        max_speakers: int | None = None,
+    ) -> None:
+        if segmentation is None:
+            raise InputError("A segmentation model is needed: a checkpoint, a hub id, or a model.")
+        if clustering == "VBxClustering" and plda is None:
+            raise InputError("VBxClustering needs a plda: a directory, a hub id, or a PLDA.")
+        if median_filter is not None and (median_filter < 1 or median_filter % 2 == 0):
+            raise InputError(f"median_filter must be an odd number of frames, got {median_filter}.")
+        super().__init__(
+            legacy=legacy,
+            segmentation=segmentation,
+            segmentation_step=segmentation_step,
+            embedding=embedding,
+            embedding_exclude_overlap=embedding_exclude_overlap,
+            plda=plda if clustering == "VBxClustering" else _NoPLDA(),
+            clustering=clustering,
+            embedding_batch_size=embedding_batch_size,
+            segmentation_batch_size=segmentation_batch_size,
+            der_variant=der_variant,
+            token=token,
+            cache_dir=cache_dir,
+        )
+        self.median_filter = median_filter
+        self.channel = channel
+        self.min_speakers = min_speakers
+        self.max_speakers = max_speakers
+
+    def default_parameters(self) -> dict[str, Any]:
+        """Hyper-parameters of the published systems"""
+        segmentation = {"min_duration_off": 0.0}
+        if not self._segmentation.model.specifications.powerset:
+            segmentation["threshold"] = 0.5
+        parameters: dict[str, Any] = {"segmentation": segmentation}
+        if self.klustering in DEFAULT_PARAMETERS:
+            parameters["clustering"] = DEFAULT_PARAMETERS[self.klustering]
+        return parameters
+
+    def prepare_one(self, file: AudioFile, preload: bool = False) -> Mapping[str, Any]:
+        """Validate a file and decode its audio into memory, whatever `preload` says"""
+        model = self._segmentation.model
+        return decode(super().prepare_one(file), model.hparams.sample_rate, self.channel)
+
+    def get_segmentations(self, file: Mapping[str, Any], hook: Callable | None = None) -> SlidingWindowFeature:
+        """Apply the segmentation model, then the median filter if there is one
+
+        Parameters
+        ----------
+        file : Mapping
+        hook : Callable, optional
+
+        Returns
+        -------
+        segmentations : (num_chunks, num_frames, num_speakers) SlidingWindowFeature
+        """
+        segmentations = super().get_segmentations(file, hook=hook)
+        if self.median_filter is None:
+            return segmentations
+        filtered = scipy_median_filter(segmentations.data, size=(1, self.median_filter, 1), mode="reflect")
+        return SlidingWindowFeature(filtered, segmentations.sliding_window)
+
+    def apply(
+        self,
+        file: AudioFile,
+        num_speakers: int | None = None,
+        min_speakers: int | None = None,
+        max_speakers: int | None = None,
+        hook: Callable | None = None,
+        **kwargs: Any,
+    ) -> DiarizeOutput | Annotation:
+        """Apply speaker diarization
+
+        Parameters
+        ----------
+        file : AudioFile
+            Processed file.
+        num_speakers, min_speakers, max_speakers : int, optional
+            Number of speakers, or bounds on it. Bounds default to those of the pipeline.
+        hook : callable, optional
+            Called after each step of the pipeline, see upstream.
+
+        Returns
+        -------
+        output : DiarizeOutput (or Annotation if `legacy`)
+        """
+        if num_speakers is None:
+            # the caller's bound wins where it contradicts the pipeline's
+            if max_speakers is None and self.max_speakers is not None:
+                max_speakers = max(self.max_speakers, min_speakers or 1)
+            if min_speakers is None and self.min_speakers is not None:
+                min_speakers = min(self.min_speakers, max_speakers or self.min_speakers)
+        return super().apply(
+            file,
+            num_speakers=num_speakers,
+            min_speakers=min_speakers,
+            max_speakers=max_speakers,
+            hook=hook,
+            **kwargs,
+        )
