@@ -33,7 +33,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object, *
 
 def main() -> None:
     """Run the command; bad input is told in one line and ends with exit code 2."""
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    warnings.showwarning = _show_warning
     try:
         app()
     except InputError as error:

@@ -15,16 +15,17 @@ def demo() -> None:
     No trained pipeline is part of this version: a small untrained one is built on the spot. It shows that
     everything runs; who it says is speaking means nothing.
     """
-    from pyannote.audio import Pipeline
-    from pyannote.audio.sample import SAMPLE_FILE
+    import pyannote.audio
 
     from pyannote_prune.pruning import total_cost
 
+    # importing pyannote.audio.sample would decode it, with FFmpeg
+    sample = Path(pyannote.audio.__file__).parent / "sample" / "sample.wav"
     console = Console(highlight=False)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "pipeline"
         write_untrained_pipeline(directory)
-        pipeline = Pipeline.from_pretrained(directory)
+        pipeline = pyannote.audio.Pipeline.from_pretrained(directory)
     assert pipeline is not None
     backbone = pipeline._segmentation.model.wavlm
     console.print(
@@ -34,14 +35,13 @@ def demo() -> None:
     )
 
     start = time.perf_counter()
-    output = pipeline(SAMPLE_FILE["audio"])
+    output = pipeline(sample)
     elapsed = time.perf_counter() - start
     annotation = output.speaker_diarization
     for turn, _, speaker in annotation.itertracks(yield_label=True):
         console.print(f"{turn.start:7.2f} s  {turn.end:7.2f} s  {speaker}")
     console.print(
-        f"\n{len(annotation)} turns of {len(annotation.labels())} speakers in {Path(SAMPLE_FILE['audio']).name}, "
-        f"{elapsed:.1f} s on CPU."
+        f"\n{len(annotation)} turns of {len(annotation.labels())} speakers in {sample.name}, {elapsed:.1f} s on CPU."
     )
 
 
@@ -68,9 +68,7 @@ def write_untrained_pipeline(directory: Path) -> None:
             conv_dim=[32, 24, 24, 24, 32, 32, 24],
             num_conv_pos_embedding_groups=4,
         )
-        segmentation = WavLMSegmentation(
-            wavlm=shape, head_args={"hidden_size": 32, "ffn_dim": 64, "num_layers": 2}
-        )
+        segmentation = WavLMSegmentation(wavlm=shape, head_args={"hidden_size": 32, "ffn_dim": 64, "num_layers": 2})
         segmentation.specifications = segmentation_specifications(
             8.0, max_speakers_per_chunk=4, max_speakers_per_frame=2
         )
@@ -83,4 +81,4 @@ def write_untrained_pipeline(directory: Path) -> None:
             classes=[],
         )
         embedding.setup()
-    write_pipeline(directory, segmentation, embedding, options={"segmentation_batch_size": 8})
+    write_pipeline(directory, segmentation, embedding, options={"segmentation_batch_size": 8, "median_filter": 11})

@@ -24,10 +24,7 @@ def info(
     from pyannote_prune.pruning.cost import SAMPLE_RATE
     from pyannote_prune.wavlm import PrunedWavLMConfig, preset_names
 
-    if source in preset_names():
-        config = PrunedWavLMConfig.from_preset(source)
-    else:
-        config = load_backbone(source).config
+    config = PrunedWavLMConfig.from_preset(source) if source in preset_names() else load_backbone(source).config
 
     num_samples = round(duration * SAMPLE_RATE)
     total = total_cost(config, num_samples=num_samples)

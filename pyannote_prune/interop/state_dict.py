@@ -50,7 +50,9 @@ def read_tensors(path: Path) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"Unsupported (?:global|class|operand).*?(?=\.? (?:was|Please|in )|\n|$)|GLOBAL \S+", str(error))
+        found = re.search(
+            r"Unsupported (?:global|class|operand).*?(?=\.? (?:was|Please|in )|\n|$)|GLOBAL \S+", str(error)
+        )
         if found:
             raise InputError(
                 f"{path} holds more than tensors ({found.group()}) and could run code when read: it was not read. "
@@ -117,9 +119,7 @@ def build_backbone(config: PrunedWavLMConfig, state: Mapping[str, Tensor], sourc
     state = dict(state)
     state.setdefault("feature_extractor.channel_scale", torch.ones(config.conv_dim[-1]))
     if config.has_position_bias and not config.remaining_heads[0]:
-        state.setdefault(
-            "encoder.rel_attn_embed.weight", torch.zeros(config.num_buckets, config.num_attention_heads)
-        )
+        state.setdefault("encoder.rel_attn_embed.weight", torch.zeros(config.num_buckets, config.num_attention_heads))
     load_checked(model, state, source)
     return model.eval()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
@@ -89,7 +91,7 @@ class LSTMHead(nn.Module):
         )
         sizes = [hidden_size * (2 if bidirectional else 1)] + [linear_size] * num_linear_layers
         self.out_features = sizes[-1]
-        self.linear = nn.ModuleList(nn.Linear(before, after) for before, after in zip(sizes, sizes[1:]))
+        self.linear = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, frames, in_features) -> (batch, frames, out_features)"""

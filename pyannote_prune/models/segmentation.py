@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from asteroid_filterbanks import Encoder
@@ -30,7 +30,21 @@ HEADS: dict[str, type[ConformerHead | LSTMHead]] = {"conformer": ConformerHead, 
 
 def save_checkpoint(model: Model, path: Path) -> None:
     """Save a model the way Lightning does, such that `pyannote.audio.Model.from_pretrained` loads it."""
-    trainer = Trainer(accelerator="cpu", devices=1, barebones=True)
+    # it has much to tell about hardware, none of which matters here
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    finally:
+        log.setLevel(level)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(path, weights_only=True)
 
@@ -47,7 +61,12 @@ class SegmentationModel(Model):
     ) -> None:
         if head not in HEADS:
             raise InputError(f"head must be one of {', '.join(HEADS)}, got {head!r}.")
-        self._convolutions = {"kernel_size": kernel, "stride": stride, "dilation": [1] * len(kernel)}
+        self._convolutions: dict[str, list[int]] = {
+            "kernel_size": kernel,
+            "stride": stride,
+            "padding": [0] * len(kernel),
+            "dilation": [1] * len(kernel),
+        }
         self.head = HEADS[head](in_features, **(head_args or {}))
 
     def features(self, waveforms: Tensor) -> Tensor:
@@ -67,10 +86,9 @@ class SegmentationModel(Model):
         self.classifier = nn.Linear(self.head.out_features, self.dimension)
         self.activation = self.default_activation()
 
-    @lru_cache
     def num_frames(self, num_samples: int) -> int:
         """Number of frames that come out of `num_samples` samples"""
-        return multi_conv_num_frames(num_samples, padding=[0] * len(self._convolutions["stride"]), **self._convolutions)
+        return multi_conv_num_frames(num_samples, **self._convolutions)
 
     def receptive_field_size(self, num_frames: int = 1) -> int:
         """Number of samples that `num_frames` consecutive frames are computed from"""
@@ -78,9 +96,7 @@ class SegmentationModel(Model):
 
     def receptive_field_center(self, frame: int = 0) -> int:
         """Index of the sample in the middle of what a frame is computed from"""
-        return multi_conv_receptive_field_center(
-            frame, padding=[0] * len(self._convolutions["stride"]), **self._convolutions
-        )
+        return multi_conv_receptive_field_center(frame, **self._convolutions)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Segment
@@ -194,7 +210,7 @@ class FbankSegmentation(SegmentationModel):
         When librosa, which makes the filters, is not installed, or when there is no such head.
     """
 
-    FBANK_DEFAULTS = {"n_mels": 80, "n_filters": 400, "kernel_size": 400, "stride": 160}
+    FBANK_DEFAULTS: ClassVar[dict[str, Any]] = {"n_mels": 80, "n_filters": 400, "kernel_size": 400, "stride": 160}
 
     def __init__(
         self,

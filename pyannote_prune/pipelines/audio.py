@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from io import IOBase
 from typing import Any
 
@@ -30,14 +30,14 @@ class Recording(ChainMap):
         self.maps[1][key] = value
 
 
-def decode(file: Mapping[str, Any], sample_rate: int, channel: int | None = None) -> Recording:
+def decode(file: MutableMapping[str, Any], sample_rate: int, channel: int | None = None) -> Recording:
     """Decode a recording into memory: one channel, at the given rate
 
     soundfile reads what it can (wav, flac, ogg, mp3...); torchcodec, where FFmpeg is installed, the rest.
 
     Parameters
     ----------
-    file : Mapping
+    file : MutableMapping
         pyannote file, validated: "audio" (path, or binary file object) or "waveform" and "sample_rate".
         Its "channel", if any, takes precedence over `channel`.
     sample_rate : int

@@ -20,7 +20,7 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.interop import diarizen, export_transformers, lightning, load_backbone
 from pyannote_prune.interop.sources import HUB_ID, locate, segmentation_checkpoint
 from pyannote_prune.interop.state_dict import load_checked
-from pyannote_prune.models import FbankSegmentation, WavLMSegmentation, save_checkpoint
+from pyannote_prune.models import WavLMSegmentation, save_checkpoint
 from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING, DEFAULT_PARAMETERS
 
 # DiariZen's settings that pyannote's VBx has as constants
@@ -242,7 +242,8 @@ def _pipeline_settings(
     plda = repository.plda
     if options["clustering"] == "VBxClustering" and plda is None:
         warnings.warn(
-            f"{path} asks for VBxClustering but has no plda/ folder: the pipeline will use AgglomerativeClustering.",
+            f"{path} asks for VBxClustering but has no plda/ folder: the pipeline will use AgglomerativeClustering. "
+            "For VBx, put plda/xvec_transform.npz and plda/plda.npz there and convert again.",
             stacklevel=2,
         )
         options["clustering"] = "AgglomerativeClustering"

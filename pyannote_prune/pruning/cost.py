@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pyannote_prune.wavlm import PrunedWavLMConfig
 
-
 SAMPLE_RATE = 16_000
 
 
@@ -79,9 +78,7 @@ class Cost:
         return Cost("", self.params + other.params, self.macs + other.macs)
 
 
-def layer_costs(
-    config: PrunedWavLMConfig, units: Units | None = None, num_samples: int = SAMPLE_RATE
-) -> list[Cost]:
+def layer_costs(config: PrunedWavLMConfig, units: Units | None = None, num_samples: int = SAMPLE_RATE) -> list[Cost]:
     """Cost of each module, in the order in which they run
 
     Parameters
@@ -105,9 +102,7 @@ def layer_costs(
     frames = num_samples
     in_channels: int | float | Tensor = 1
     last = len(config.conv_dim) - 1
-    for index, (out_channels, kernel, stride) in enumerate(
-        zip(units.channels, config.conv_kernel, config.conv_stride)
-    ):
+    for index, (out_channels, kernel, stride) in enumerate(zip(units.channels, config.conv_kernel, config.conv_stride)):
         frames = max(0, (frames - kernel) // stride + 1)
         has_norm = config.feat_extract_norm == "layer" or index == 0
         # one scale per channel follows the last convolution
@@ -133,9 +128,7 @@ def layer_costs(
     weights = width * width // groups * kernel
     padded_frames = frames + 2 * (kernel // 2) - kernel + 1
     # weight normalisation keeps one magnitude per tap; the encoder's LayerNorm is counted here
-    costs.append(
-        Cost("encoder.pos_conv_embed", weights + kernel + width + 2 * width, padded_frames * weights)
-    )
+    costs.append(Cost("encoder.pos_conv_embed", weights + kernel + width + 2 * width, padded_frames * weights))
     costs.append(
         Cost(
             "encoder.rel_attn_embed",

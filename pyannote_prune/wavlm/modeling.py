@@ -101,24 +101,24 @@ class PositionalConvEmbedding(nn.Module):
 
 
 @lru_cache(maxsize=32)
-def _relative_position_buckets(
-    num_frames: int, num_buckets: int, max_distance: int, device: torch.device
-) -> Tensor:
+def _relative_position_buckets(num_frames: int, num_buckets: int, max_distance: int, device: torch.device) -> Tensor:
     """Bucket of each distance `key - query` from `1 - num_frames` to `num_frames - 1`.
 
     T5's scheme (Raffel et al., arXiv 1910.10683), bidirectional: half of the buckets for each
     sign; half of these for exact distances, the others logarithmic up to `max_distance`.
     """
-    # in float32 on CPU whatever the device, so that distances at an edge fall on one side everywhere
-    distance = torch.arange(1 - num_frames, num_frames)
-    per_sign = num_buckets // 2
-    exact = per_sign // 2
-    magnitude = distance.abs()
-    logarithmic = exact + torch.log(magnitude.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (
-        per_sign - exact
-    )
-    bucket = torch.where(magnitude < exact, magnitude, logarithmic.long().clamp(max=per_sign - 1))
-    return (bucket + (distance > 0) * per_sign).to(device)
+    # kept between calls: a tensor made in inference mode could not take part in training afterwards
+    with torch.inference_mode(False):
+        # in float32 on CPU whatever the device, so that distances at an edge fall on one side everywhere
+        distance = torch.arange(1 - num_frames, num_frames)
+        per_sign = num_buckets // 2
+        exact = per_sign // 2
+        magnitude = distance.abs()
+        logarithmic = exact + torch.log(magnitude.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (
+            per_sign - exact
+        )
+        bucket = torch.where(magnitude < exact, magnitude, logarithmic.long().clamp(max=per_sign - 1))
+        return (bucket + (distance > 0) * per_sign).to(device)
 
 
 class BiasOnly(nn.Module):
@@ -139,6 +139,8 @@ class Attention(nn.Module):
     The gate of each head is computed from the slice of the attention's input that belongs to it,
     by original index. Where no head is left the output is the bias of the output projection.
     """
+
+    head_index: Tensor
 
     def __init__(self, config: PrunedWavLMConfig, index: int) -> None:
         super().__init__()
@@ -294,6 +296,7 @@ class PrunedWavLMModel(PreTrainedModel):
         [`load_backbone`][pyannote_prune.interop.load_backbone] for foreign checkpoints.
     """
 
+    config: PrunedWavLMConfig
     config_class = PrunedWavLMConfig
     base_model_prefix = "wavlm"
     main_input_name = "input_values"

@@ -1,0 +1,68 @@
+"""What several rooms' tests share."""
+
+import os
+
+# before pyannote.audio is imported: tests talk to no server
+os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import numpy as np
+import pyannote.audio
+import pytest
+import soundfile
+import torch
+from pyannote.audio import Model
+
+from pyannote_prune.cli.demo import write_untrained_pipeline
+from pyannote_prune.pipelines import convert
+
+FIXTURES = Path(__file__).parent / "fixtures"
+CHECKPOINTS = ("base-dense", "base-pruned", "large-pruned")
+
+# a real telephone conversation of 30 s at 16 kHz
+SAMPLE = Path(pyannote.audio.__file__).parent / "sample" / "sample.wav"
+
+
+@pytest.fixture(params=CHECKPOINTS)
+def checkpoint(request) -> Path:
+    """A DiariZen repository, with what the original code computes from it (`expected.npz`, `counts.json`)."""
+    return FIXTURES / request.param
+
+
+@pytest.fixture
+def expected(checkpoint) -> dict[str, torch.Tensor]:
+    with np.load(checkpoint / "expected.npz") as content:
+        return {name: torch.from_numpy(content[name]) for name in content}
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory) -> Path:
+    """A small pipeline directory, with its own embedding."""
+    directory = tmp_path_factory.mktemp("untrained") / "pipeline"
+    write_untrained_pipeline(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def pipelines(untrained, tmp_path_factory) -> dict[str, Path]:
+    """The fixtures' checkpoints as pipeline directories, by name."""
+    parent = tmp_path_factory.mktemp("pipelines")
+    return {
+        name: convert(FIXTURES / name, parent / name, embedding=untrained / "embedding") for name in CHECKPOINTS
+    }
+
+
+@pytest.fixture(scope="session")
+def segmentation(untrained) -> Model:
+    return Model.from_pretrained(untrained, subfolder="segmentation").eval()
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory) -> Path:
+    """The first 12 seconds of the sample conversation."""
+    samples, rate = soundfile.read(SAMPLE, stop=12 * 16000)
+    path = tmp_path_factory.mktemp("audio") / "short.wav"
+    soundfile.write(path, samples, rate)
+    return path
