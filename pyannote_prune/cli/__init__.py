@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -25,10 +26,14 @@ for command in (info, convert, diarize, demo):
     app.command()(command)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    # what is meant for users; the rest is meant for developers of the libraries below
-    if category is UserWarning and not str(message).lstrip().startswith("torchcodec is not installed"):
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"Warning: {message}", markup=False)
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object) -> None:
+    # ours and those of pyannote's pipelines are meant for users; others for developers of the libraries below
+    if "pyannote_prune" in filename or "pyannote/audio/pipelines" in Path(filename).as_posix():
+        _tell(f"Warning: {' '.join(str(message).split())}")
+
+
+def _tell(message: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
 def main() -> None:
@@ -37,5 +42,5 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"Error: {error}", markup=False)
+        _tell(f"Error: {error}")
         sys.exit(2)

@@ -73,7 +73,7 @@ def write_untrained_pipeline(directory: Path) -> None:
             8.0, max_speakers_per_chunk=4, max_speakers_per_frame=2
         )
         segmentation.setup()
-        embedding = XVectorMFCC(dimension=64)
+        embedding = XVectorMFCC(mfcc={"n_mfcc": 20, "melkwargs": {"n_mels": 40}}, dimension=64)
         embedding.specifications = Specifications(
             problem=Problem.REPRESENTATION,
             resolution=Resolution.CHUNK,

@@ -13,11 +13,7 @@ from asteroid_filterbanks.melgram_fb import MelGramFB
 from lightning.pytorch import Trainer
 from pyannote.audio import Model
 from pyannote.audio.core.task import Task
-from pyannote.audio.utils.receptive_field import (
-    multi_conv_num_frames,
-    multi_conv_receptive_field_center,
-    multi_conv_receptive_field_size,
-)
+from pyannote.audio.utils.receptive_field import multi_conv_num_frames, multi_conv_receptive_field_size
 from torch import Tensor, nn
 
 from pyannote_prune.errors import InputError
@@ -96,7 +92,9 @@ class SegmentationModel(Model):
 
     def receptive_field_center(self, frame: int = 0) -> int:
         """Index of the sample in the middle of what a frame is computed from"""
-        return multi_conv_receptive_field_center(frame, **self._convolutions)
+        # pyannote's helper rounds down once per convolution, 120 samples in all for WavLM
+        size = self.receptive_field_size(1)
+        return frame * (self.receptive_field_size(2) - size) + (size - 1) // 2
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Segment

@@ -1,0 +1,148 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from pyannote.audio import Pipeline
+from pyannote.database.util import load_rttm
+
+from pyannote_prune.cli import main
+from tests.conftest import FIXTURES, SAMPLE
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pyannote-prune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        captured = capsys.readouterr()
+        return exit.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "macs"),
+    [
+        ("wavlm-base-plus", 94_381_680, 6_911_374_336),
+        ("wavlm-large", 315_452_608, 17_810_762_752),
+        ("wavlm-base-s80-md", 18_881_683, 1_134_228_239),
+        ("wavlm-large-s80-md", 63_095_530, 3_681_184_026),
+    ],
+)
+def test_info_json(name, params, macs, run):
+    code, out, _ = run("info", name, "--json")
+    content = json.loads(out)
+    assert code == 0
+    assert (content["params"], content["macs_per_second"]) == (params, macs)
+    assert sum(layer["params"] for layer in content["layers"]) == params
+    assert sum(layer["macs"] for layer in content["layers"]) == macs
+
+
+def test_info_of_a_checkpoint(run):
+    counts = json.loads((FIXTURES / "base-pruned" / "counts.json").read_text())
+    code, out, _ = run("info", FIXTURES / "base-pruned", "--json", "--duration", 16)
+    content = json.loads(out)
+    assert code == 0
+    assert content["params"] == counts["backbone_params"]
+    assert content["macs_per_second"] == counts["backbone_macs_per_second"]
+    assert content["macs"] == sum(layer["macs"] for layer in content["layers"]) > 16 * content["macs_per_second"]
+
+
+def test_info_table(run):
+    code, out, _ = run("info", "wavlm-base-s80-md")
+    assert code == 0
+    assert "18,881,683" in out
+    assert "1,134,228,239" in out
+
+
+def test_convert_and_diarize(run, untrained, short, tmp_path):
+    directory = tmp_path / "pipeline"
+    code, out, err = run("convert", FIXTURES / "base-pruned", directory, "--embedding", untrained / "embedding")
+    assert (code, out) == (0, "")
+    assert "a pipeline directory" in err
+
+    wanted = Pipeline.from_pretrained(directory)(short, min_speakers=1, max_speakers=3).speaker_diarization
+    arguments = ("diarize", short, "--pipeline", directory, "--max-speakers", 3, "--device", "cpu")
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert out == wanted.to_rttm()
+    code, out, _ = run(*arguments, "--output", tmp_path / "rttm")
+    assert (code, out) == (0, "")
+    written = load_rttm(tmp_path / "rttm" / "short.rttm")
+    assert (written["short"] if written else wanted).labels() == wanted.labels()
+
+
+def test_one_bad_recording_does_not_stop_the_others(run, untrained, short, tmp_path):
+    broken = tmp_path / "broken file.wav"
+    broken.write_text("this is no audio")
+    spaced = tmp_path / "good file.wav"
+    shutil.copy(short, spaced)
+    code, out, err = run("diarize", broken, tmp_path / "missing.wav", spaced, "-p", untrained)
+    assert code == 2
+    assert "broken file.wav could not be read as audio" in err
+    assert f"No such recording: {tmp_path / 'missing.wav'}." in err
+    assert out.startswith("SPEAKER good_file 1 ")
+
+
+def lines(text):
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def test_bad_input_is_told_in_one_line(run, untrained, short, tmp_path):
+    (tmp_path / "empty").mkdir()
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    truncated = tmp_path / "truncated.bin"
+    truncated.write_bytes((FIXTURES / "large-pruned" / "wavlm_backbone.bin").read_bytes()[:1000])
+    headless = tmp_path / "headless"
+    headless.mkdir()
+    for name in ("config.toml", "pytorch_model.bin"):
+        shutil.copy(FIXTURES / "base-pruned" / name, headless)
+    out = tmp_path / "out"
+    for arguments, named in [
+        (("info", "wavlm-huge"), "No such file or directory: wavlm-huge"),
+        (("info", tmp_path / "nowhere"), "nowhere"),
+        (("convert", tmp_path / "nowhere", out), "nowhere"),
+        (("convert", truncated, out), "truncated.bin is not a readable checkpoint"),
+        (("convert", headless, out), "2 of 4 heads in layer 0"),
+        (("convert", "wavlm-large", out), "without weights"),
+        (("diarize", short, "-p", tmp_path / "empty"), "no config.yaml"),
+        (("diarize", short, "-p", tmp_path / "nowhere"), "No such pipeline directory"),
+        (("diarize", short, short, "-p", untrained), "Several recordings are named 'short'"),
+        (("diarize", tmp_path / "empty.wav", "-p", untrained), "empty.wav is empty"),
+        (("diarize", short, "-p", untrained, "--min-speakers", 3, "--max-speakers", 2), "--min-speakers (3)"),
+        (("diarize", short, "-p", untrained, "--device", "quantum"), "--device quantum"),
+    ]:
+        code, printed, err = run(*arguments)
+        assert code == 2, arguments
+        assert printed == "", arguments
+        assert len(lines(err)) == 1, (arguments, err)
+        assert lines(err)[0].startswith("Error: "), arguments
+        assert named in err, arguments
+        assert not out.exists(), arguments
+
+
+def test_unknown_option(run):
+    code, _, err = run("info", "wavlm-large", "--colour")
+    assert code == 2
+    assert "--colour" in err
+
+
+def test_demo():
+    """As `make demo` runs it, in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-m", "pyannote_prune.cli", "demo"], capture_output=True, text=True, check=True
+    )
+    assert "UNTRAINED" in result.stdout
+    turns = [line for line in result.stdout.splitlines() if "SPEAKER_" in line]
+    duration = soundfile.info(SAMPLE).duration
+    assert turns
+    for turn in turns:
+        start, _, end, *_ = turn.split()
+        assert 0 <= float(start) < float(end) < duration + 0.5

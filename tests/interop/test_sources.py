@@ -1,0 +1,109 @@
+"""Sources that are missing, damaged or hostile; and our own."""
+
+import shutil
+
+import pytest
+import torch
+from pyannote.audio.models.segmentation import PyanNet
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.interop import load_backbone
+from pyannote_prune.models import save_checkpoint
+from pyannote_prune.pipelines.directory import segmentation_specifications
+from tests.conftest import FIXTURES
+
+
+def test_our_own_directories(untrained, segmentation, tmp_path):
+    segmentation.wavlm.save_pretrained(tmp_path)
+    waveforms = torch.randn(1, 4000)
+    with torch.inference_mode():
+        wanted = segmentation.wavlm(waveforms).last_hidden_state
+        for source in (
+            tmp_path,
+            untrained,
+            untrained / "segmentation",
+            untrained / "segmentation" / "pytorch_model.bin",
+        ):
+            actual = load_backbone(source)(waveforms).last_hidden_state
+            torch.testing.assert_close(actual, wanted, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("source", ["no/such/directory", "/no/such/file.bin", "nothing"])
+def test_missing(source):
+    with pytest.raises(InputError, match=f"No such file or directory: {source}"):
+        load_backbone(source)
+
+
+def test_hub_out_of_reach():
+    with pytest.raises(InputError, match=r"nobody/nothing is neither a local .* nor a repository"):
+        load_backbone("nobody/nothing")
+
+
+def test_preset_has_no_weights():
+    with pytest.raises(InputError, match="name of a shape, without weights"):
+        load_backbone("wavlm-large")
+
+
+def test_directory_of_something_else(tmp_path):
+    with pytest.raises(InputError, match="holds no model that is known"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 100, 300_000])
+def test_truncated(size, tmp_path):
+    for name in ("config.toml", "wavlm_config.json", "pytorch_model.bin"):
+        shutil.copy(FIXTURES / "base-pruned" / name, tmp_path)
+    weights = tmp_path / "pytorch_model.bin"
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is not a readable checkpoint"):
+        load_backbone(tmp_path)
+
+
+def test_truncated_safetensors(segmentation, tmp_path):
+    segmentation.wavlm.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"model\.safetensors is not a readable checkpoint"):
+        load_backbone(tmp_path)
+
+
+def test_text(tmp_path):
+    path = tmp_path / "weights.bin"
+    path.write_text("these are no weights\n")
+    with pytest.raises(InputError, match=r"weights\.bin is not a readable checkpoint"):
+        load_backbone(path)
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickle_that_would_run_code(zipped, tmp_path):
+    proof = tmp_path / "proof"
+    path = tmp_path / "hostile.bin"
+    torch.save({"state_dict": {}, "config": Hostile(proof)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"hostile\.bin holds more than tensors \(.*open.*it was not read"):
+        load_backbone(path)
+    assert not proof.exists()
+    torch.load(path, weights_only=False)  # it would have
+    assert proof.exists()
+
+
+def test_weights_without_a_shape(tmp_path):
+    shutil.copy(FIXTURES / "base-pruned" / "pytorch_model.bin", tmp_path)
+    with pytest.raises(InputError, match="weights without a description of their shape"):
+        load_backbone(tmp_path)
+
+
+def test_other_pyannote_models(tmp_path):
+    model = PyanNet()
+    model.specifications = segmentation_specifications(5.0, 3, 2)
+    model.setup()
+    save_checkpoint(model, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="not of a WavLMSegmentation"):
+        load_backbone(tmp_path)

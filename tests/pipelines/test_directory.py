@@ -1,0 +1,127 @@
+import shutil
+import warnings
+
+import pytest
+import torch
+import yaml
+from pyannote.audio import Model
+
+from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
+from pyannote_prune.errors import InputError
+from pyannote_prune.pipelines import convert
+from tests.conftest import FIXTURES
+
+
+def config_of(directory) -> dict:
+    return yaml.safe_load((directory / "config.yaml").read_text())
+
+
+def with_config(tmp_path, name, *changes):
+    source = tmp_path / "source"
+    shutil.copytree(FIXTURES / name, source)
+    text = (source / "config.toml").read_text()
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    (source / "config.toml").write_text(text)
+    return source
+
+
+def test_vbx_given_its_plda(tmp_path, untrained):
+    source = with_config(tmp_path, "large-pruned")
+    (source / "plda").mkdir()
+    for name in ("xvec_transform.npz", "plda.npz"):
+        (source / "plda" / name).write_bytes(name.encode())
+    convert(source, tmp_path / "out", embedding=untrained / "embedding")
+    assert (tmp_path / "out" / "plda" / "plda.npz").read_bytes() == b"plda.npz"
+    config = config_of(tmp_path / "out")
+    assert config["pipeline"]["params"]["clustering"] == "VBxClustering"
+    assert config["pipeline"]["params"]["plda"] == "$model/plda"
+    assert config["params"]["clustering"] == {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8}
+
+
+def test_vbx_without_plda_is_told(tmp_path):
+    with pytest.warns(UserWarning, match=r"no plda/ folder.*AgglomerativeClustering"):
+        convert(FIXTURES / "large-pruned", tmp_path / "out")
+    config = config_of(tmp_path / "out")
+    assert config["pipeline"]["params"]["clustering"] == "AgglomerativeClustering"
+    assert config["params"]["clustering"] == {"method": "centroid", "min_cluster_size": 13, "threshold": 0.6}
+    # named, not downloaded
+    assert config["pipeline"]["params"]["embedding"] == "pyannote/wespeaker-voxceleb-resnet34-LM"
+
+
+def test_no_median_filter_unless_asked_for(tmp_path):
+    source = with_config(tmp_path, "base-pruned", ("apply_median_filtering = true", "apply_median_filtering = false"))
+    assert "median_filter" not in config_of(convert(source, tmp_path / "out"))["pipeline"]["params"]
+
+
+def test_checkpoint_of_ours_to_pipeline(untrained, tmp_path):
+    weights = untrained / "segmentation" / "pytorch_model.bin"
+    convert(weights, tmp_path / "out", embedding=untrained / "embedding" / "pytorch_model.bin")
+    original, converted = (
+        Model.from_pretrained(directory, subfolder="segmentation") for directory in (untrained, tmp_path / "out")
+    )
+    assert converted.specifications == original.specifications
+    for key, tensor in original.state_dict().items():
+        torch.testing.assert_close(converted.state_dict()[key], tensor, atol=0, rtol=0)
+
+
+def test_backbone_to_model_directory(tmp_path):
+    convert(FIXTURES / "large-pruned" / "wavlm_backbone.bin", tmp_path / "out")
+    model = PrunedWavLMModel.from_pretrained(tmp_path / "out")
+    assert model.config.remaining_heads == [[1, 2, 3], [0, 1, 3], [], [0], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (('method = "VBxClustering"', 'method = "SpectralClustering"'), "'SpectralClustering' is not supported"),
+        (("seg_duration = 16", "seg_duration = [16"), "not valid TOML"),
+    ],
+)
+def test_what_cannot_be_converted(change, named, tmp_path):
+    source = with_config(tmp_path, "large-pruned", change)
+    with pytest.raises(InputError, match=named):
+        convert(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_other_vbx_constants(tmp_path):
+    source = with_config(tmp_path, "large-pruned", ("lda_dim = 128", "lda_dim = 64"))
+    (source / "plda").mkdir()
+    with pytest.raises(InputError, match="lda_dim = 64"):
+        convert(source, tmp_path / "out")
+
+
+def test_nothing_is_left_when_writing_fails(tmp_path):
+    with pytest.raises(InputError, match="No embedding model at /no/such/embedding"):
+        convert(FIXTURES / "base-pruned", tmp_path / "deep" / "out", embedding="/no/such/embedding")
+    assert not list(tmp_path.rglob("*.bin"))
+    assert not (tmp_path / "deep" / "out").exists()
+
+
+def test_destination_is_never_overwritten(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    with pytest.raises(InputError, match="out exists already"):
+        convert(FIXTURES / "base-pruned", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+    (tmp_path / "out" / "precious").unlink()
+    with warnings.catch_warnings(action="error"):
+        convert(FIXTURES / "base-pruned", tmp_path / "out")  # an empty directory is free
+    assert (tmp_path / "out" / "config.yaml").is_file()
+
+
+def test_dense_backbone_to_transformers(tmp_path):
+    PrunedWavLMModel(
+        PrunedWavLMConfig(
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_sizes=8,
+            conv_dim=[8] * 7,
+            num_conv_pos_embedding_groups=4,
+        )
+    ).save_pretrained(tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "theirs", to_transformers=True)
+    assert '"model_type": "wavlm"' in (tmp_path / "theirs" / "config.json").read_text()
