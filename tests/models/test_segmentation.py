@@ -128,7 +128,7 @@ def test_frames_are_where_pyannote_thinks_they_are(front_end):
         with torch.inference_mode():
             assert model(torch.randn(1, 1, num_samples)).shape[1] == model.num_frames(num_samples)
     reach = model.receptive_field_size() / 2
-    for sample in (0, 8000, 15999):
+    for sample in (10, 8123, 15850):  # nowhere at the edge of a window, whose weight is 0
         assert touched_frames(extract, sample) == [
             frame
             for frame in range(model.num_frames(16000))
