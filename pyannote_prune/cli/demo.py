@@ -81,4 +81,14 @@ def write_untrained_pipeline(directory: Path) -> None:
             classes=[],
         )
         embedding.setup()
-    write_pipeline(directory, segmentation, embedding, options={"segmentation_batch_size": 8, "median_filter": 11})
+    write_pipeline(
+        directory,
+        segmentation,
+        embedding,
+        options={"segmentation_batch_size": 8, "median_filter": 11},
+        parameters={
+            # random weights change their mind often
+            "segmentation": {"min_duration_off": 0.5},
+            "clustering": {"method": "centroid", "min_cluster_size": 12, "threshold": 0.7},
+        },
+    )

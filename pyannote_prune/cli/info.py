@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from pyannote_prune.wavlm import PrunedWavLMConfig
 
 
 def info(
@@ -28,15 +31,15 @@ def info(
 
     num_samples = round(duration * SAMPLE_RATE)
     total = total_cost(config, num_samples=num_samples)
-    layers: list[dict[str, Any]] = [
-        {"name": cost.name, "params": cost.params, "macs": cost.macs, **_shape(config, cost.name)}
-        for cost in layer_costs(config, num_samples=num_samples)
-    ]
+    costs = layer_costs(config, num_samples=num_samples)
     if as_json:
         content: dict[str, Any] = {"params": total.params, "macs_per_second": float(total_cost(config).macs)}
         if duration != 1.0:
             content |= {"duration": duration, "macs": total.macs}
-        print(json.dumps(content | {"layers": layers}))
+        content["layers"] = [
+            {"name": cost.name, "params": cost.params, "macs": cost.macs, **_shape(config, cost.name)} for cost in costs
+        ]
+        print(json.dumps(content))
         return
 
     table = Table(title=source, show_footer=True)
@@ -44,25 +47,36 @@ def info(
     table.add_column("shape")
     table.add_column("params", f"{total.params:,}", justify="right")
     table.add_column(f"MACs, {duration:g} s", f"{total.macs:,}", justify="right")
-    for layer in layers:
-        shape = ", ".join(f"{key} {value}" for key, value in layer.items() if key not in ("name", "params", "macs"))
-        table.add_row(layer["name"], shape, f"{layer['params']:,}", f"{layer['macs']:,}")
+    for cost in costs:
+        name = cost.name.removeprefix("feature_extractor.").removeprefix("encoder.")
+        table.add_row(name, _describe(_shape(config, cost.name)), f"{cost.params:,}", f"{cost.macs:,}")
     Console().print(table)
 
 
-def _shape(config: Any, name: str) -> dict[str, Any]:
+def _shape(config: PrunedWavLMConfig, name: str) -> dict[str, Any]:
+    """What a module's cost depends on"""
     kind, _, number = name.rpartition(".")
     if kind == "feature_extractor.conv_layers":
         index = int(number)
         return {
             "channels": config.conv_dim[index],
-            "kernel": config.conv_kernel[index],
+            "kernel_size": config.conv_kernel[index],
             "stride": config.conv_stride[index],
         }
     if kind == "encoder.layers":
         index = int(number)
         return {
-            "heads": config.remaining_heads[index] if config.has_attention[index] else None,
+            "remaining_heads": config.remaining_heads[index] if config.has_attention[index] else None,
             "intermediate_size": config.intermediate_sizes[index] if config.has_feed_forward[index] else None,
         }
     return {}
+
+
+def _describe(shape: dict[str, Any]) -> str:
+    if "channels" in shape:
+        return f"{shape['channels']} channels, kernel {shape['kernel_size']}, stride {shape['stride']}"
+    if "remaining_heads" in shape:
+        heads, intermediate = shape["remaining_heads"], shape["intermediate_size"]
+        attention = "no attention" if heads is None else f"heads {' '.join(map(str, heads)) or 'none'}"
+        return f"{attention}; {'no FFN' if intermediate is None else f'FFN {intermediate}'}"
+    return ""
