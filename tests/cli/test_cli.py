@@ -100,6 +100,8 @@ def test_bad_input_is_told_in_one_line(run, untrained, short, tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
     truncated = tmp_path / "truncated.bin"
     truncated.write_bytes((FIXTURES / "large-pruned" / "wavlm_backbone.bin").read_bytes()[:1000])
+    hostile = tmp_path / "hostile.bin"
+    hostile.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     headless = tmp_path / "headless"
     headless.mkdir()
     for name in ("config.toml", "pytorch_model.bin"):
@@ -111,6 +113,7 @@ def test_bad_input_is_told_in_one_line(run, untrained, short, tmp_path):
         (("convert", tmp_path / "nowhere", out), "nowhere"),
         (("convert", truncated, out), "truncated.bin is not a readable checkpoint"),
         (("convert", headless, out), "2 of 4 heads in layer 0"),
+        (("convert", hostile, out), "could run code when read"),
         (("convert", "wavlm-large", out), "without weights"),
         (("diarize", short, "-p", tmp_path / "empty"), "no config.yaml"),
         (("diarize", short, "-p", tmp_path / "nowhere"), "No such pipeline directory"),

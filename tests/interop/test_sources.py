@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from pyannote.audio.models.segmentation import PyanNet
+from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.interop import load_backbone
@@ -37,6 +39,51 @@ def test_missing(source):
 def test_hub_out_of_reach():
     with pytest.raises(InputError, match=r"nobody/nothing is neither a local .* nor a repository"):
         load_backbone("nobody/nothing")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in of the hub with one repository, filtered by the hub client's own rules."""
+    repository = tmp_path / "repository"
+    snapshot = tmp_path / "snapshot"
+
+    def download(repo_id, allow_patterns):
+        assert repo_id == "somebody/something"
+        names = [str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / name, snapshot / name)
+        return str(snapshot)
+
+    monkeypatch.setattr("pyannote_prune.interop.sources.snapshot_download", download)
+    return repository
+
+
+def test_diarizen_on_the_hub(hub, tmp_path):
+    shutil.copytree(FIXTURES / "large-pruned", hub)
+    (hub / "plda").mkdir()
+    (hub / "plda" / "plda.npz").touch()
+    backbone = load_backbone("somebody/something")
+    assert backbone.config.remaining_heads == [[1, 2, 3], [0, 1, 3], [], [0], [0, 1, 2, 3]]
+    assert {path.name for path in (tmp_path / "snapshot").rglob("*") if path.is_file()} == {
+        "config.toml",
+        "plda.npz",
+        "pytorch_model.bin",
+        "wavlm_config.json",
+    }
+
+
+def test_transformers_on_the_hub(hub):
+    model = WavLMModel(WavLMConfig(num_hidden_layers=1, conv_dim=[8] * 7, hidden_size=48, num_attention_heads=2))
+    model.save_pretrained(hub)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(hub)
+    backbone = load_backbone("somebody/something")
+    assert (backbone.config.hidden_size, backbone.config.normalize_waveform) == (48, True)
+
+
+def test_pipeline_on_the_hub(hub, untrained, segmentation):
+    shutil.copytree(untrained, hub)
+    assert load_backbone("somebody/something").config.shape_dict() == segmentation.hparams.wavlm
 
 
 def test_preset_has_no_weights():
