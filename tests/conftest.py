@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from pyannote.audio import Model
+from transformers import WavLMModel
 
 from pyannote_prune.cli.demo import write_untrained_pipeline
 from pyannote_prune.pipelines import convert
@@ -24,6 +25,24 @@ CHECKPOINTS = ("base-dense", "base-pruned", "large-pruned")
 
 # a real telephone conversation of 30 s at 16 kHz
 SAMPLE = Path(pyannote.audio.__file__).parent / "sample" / "sample.wav"
+
+
+def states_of_transformers(model: WavLMModel, waveforms: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Input of the first layer and output of each, then the last hidden state
+
+    Taken from the layers themselves: some versions of transformers normalise the last of their hidden states.
+    """
+    states: list[torch.Tensor] = []
+    layers = model.encoder.layers
+    handles = [layers[0].register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))]
+    handles += [
+        layer.register_forward_hook(lambda module, inputs, output: states.append(output[0])) for layer in layers
+    ]
+    with torch.inference_mode():
+        last = model(waveforms).last_hidden_state
+    for handle in handles:
+        handle.remove()
+    return states, last
 
 
 @pytest.fixture(params=CHECKPOINTS)

@@ -7,6 +7,7 @@ from transformers import AutoFeatureExtractor, WavLMConfig, WavLMForXVector, Wav
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
 from pyannote_prune.errors import InputError
 from pyannote_prune.interop import export_transformers, load_backbone
+from tests.conftest import states_of_transformers
 
 BASE_PLUS = WavLMConfig()
 LARGE = WavLMConfig(
@@ -30,21 +31,17 @@ def test_full_size_there_and_back(config, preset, tmp_path):
     assert ours.config.conv_dim == PrunedWavLMConfig.from_preset(preset).conv_dim
     export_transformers(ours, tmp_path / "exported")
     back = WavLMModel.from_pretrained(tmp_path / "exported").eval()
-    outputs = []  # of each layer: some versions of transformers normalise the last of their hidden states
-    for layer in theirs.encoder.layers:
-        layer.register_forward_hook(lambda module, inputs, output: outputs.append(output[0]))
     for num_samples in (16_000, 40_123):
         waveforms = torch.randn(1, num_samples)
-        outputs.clear()
+        wanted, last = states_of_transformers(theirs, waveforms)
         with torch.inference_mode():
-            wanted = theirs(waveforms, output_hidden_states=True)
             actual = ours(waveforms)
             again = back(waveforms)
-        assert len(actual.hidden_states) == len(wanted.hidden_states) == config.num_hidden_layers + 1
-        for mine, reference in zip(actual.hidden_states, [wanted.hidden_states[0], *outputs]):
+        assert len(actual.hidden_states) == len(wanted) == config.num_hidden_layers + 1
+        for mine, reference in zip(actual.hidden_states, wanted):
             torch.testing.assert_close(mine, reference, atol=1e-4, rtol=0)
-        torch.testing.assert_close(actual.last_hidden_state, wanted.last_hidden_state, atol=1e-4, rtol=0)
-        torch.testing.assert_close(again.last_hidden_state, wanted.last_hidden_state, atol=0, rtol=0)
+        torch.testing.assert_close(actual.last_hidden_state, last, atol=1e-4, rtol=0)
+        torch.testing.assert_close(again.last_hidden_state, last, atol=0, rtol=0)
 
 
 def small(**overrides):
