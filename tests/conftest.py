@@ -69,7 +69,8 @@ def untrained(tmp_path_factory) -> Path:
 def pipelines(untrained, tmp_path_factory) -> dict[str, Path]:
     """The fixtures' checkpoints as pipeline directories, by name."""
     parent = tmp_path_factory.mktemp("pipelines")
-    with warnings.catch_warnings(action="ignore"):  # one has no PLDA, and says so
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one has no PLDA, and says so
         return {
             name: convert(FIXTURES / name, parent / name, embedding=untrained / "embedding") for name in CHECKPOINTS
         }

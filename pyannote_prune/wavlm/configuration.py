@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from importlib.resources import files
 from typing import Any
 
@@ -172,7 +173,7 @@ class PrunedWavLMConfig(PretrainedConfig):
     def shape_dict(self) -> dict[str, Any]:
         """Arguments that make the same configuration again, as plain numbers, strings and lists."""
         names = inspect.signature(type(self).__init__).parameters
-        return {name: getattr(self, name) for name in names if name not in ("self", "kwargs")}
+        return {name: deepcopy(getattr(self, name)) for name in names if name not in ("self", "kwargs")}
 
     @property
     def head_dim(self) -> int:
