@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.interop import load_backbone
+from pyannote_prune.models.audio import Audio
 from pyannote_prune.models.heads import ConformerHead, LSTMHead
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
 
@@ -64,6 +65,7 @@ class SegmentationModel(Model):
             "dilation": [1] * len(kernel),
         }
         self.head = HEADS[head](in_features, **(head_args or {}))
+        self.audio = Audio(sample_rate=self.hparams.sample_rate, mono="downmix")
 
     def features(self, waveforms: Tensor) -> Tensor:
         """(batch, samples) -> (batch, frames, features)"""
@@ -96,6 +98,11 @@ class SegmentationModel(Model):
         size = self.receptive_field_size(1)
         return frame * (self.receptive_field_size(2) - size) + (size - 1) // 2
 
+    def configure_optimizers(self) -> Any:
+        """Optimisers of the task, where it has its own; otherwise pyannote's default"""
+        configure = getattr(self.task, "configure_optimizers", None)
+        return super().configure_optimizers() if configure is None else configure()
+
     def forward(self, waveforms: Tensor) -> Tensor:
         """Segment
 
@@ -116,7 +123,11 @@ class SegmentationModel(Model):
         """
         if waveforms.ndim != 3 or waveforms.shape[1] != 1:
             raise InputError(f"Waveforms must be shaped (batch, 1, samples), got {tuple(waveforms.shape)}.")
-        return self.activation(self.classifier(self.head(self.features(waveforms[:, 0]))))
+        return self.classify(self.features(waveforms[:, 0]))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """(batch, frames, features) -> (batch, frames, classes)"""
+        return self.activation(self.classifier(self.head(features)))
 
 
 class WavLMSegmentation(SegmentationModel):
@@ -186,7 +197,11 @@ class WavLMSegmentation(SegmentationModel):
         """(batch, samples) -> (batch, frames, hidden_size)"""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.hparams.wavlm_frozen):
             states = self.wavlm(waveforms).hidden_states
-        return sum(weight * state for weight, state in zip(self.layer_weights, states))
+        return self.mix(states)
+
+    def mix(self, states: Sequence[Tensor]) -> Tensor:
+        """Hidden states, each (batch, frames, hidden_size) -> (batch, frames, hidden_size)"""
+        return sum((weight * state for weight, state in zip(self.layer_weights, states)), torch.zeros(()).to(states[0]))
 
 
 class FbankSegmentation(SegmentationModel):

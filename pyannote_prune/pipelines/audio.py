@@ -1,22 +1,17 @@
-"""Decoding recordings, with or without FFmpeg."""
+"""Decoding a recording once, for all steps of a pipeline."""
 
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from io import IOBase
 from typing import Any
 
-import soundfile
 import torch
-from pyannote.audio import Audio
 from pyannote.audio.core.io import TORCHCODEC_AVAILABLE
-from torch import Tensor
 
 from pyannote_prune.errors import InputError
-
-# seconds of audio decoded at a time, so that only one channel is ever whole in memory
-_BLOCK = 60
+from pyannote_prune.models.audio import Audio
 
 
 class Recording(ChainMap):
@@ -32,8 +27,6 @@ class Recording(ChainMap):
 
 def decode(file: MutableMapping[str, Any], sample_rate: int, channel: int | None = None) -> Recording:
     """Decode a recording into memory: one channel, at the given rate
-
-    soundfile reads what it can (wav, flac, ogg, mp3...); torchcodec, where FFmpeg is installed, the rest.
 
     Parameters
     ----------
@@ -55,59 +48,24 @@ def decode(file: MutableMapping[str, Any], sample_rate: int, channel: int | None
     InputError
         When the recording is empty, unreadable, not made of finite numbers, or lacks that channel.
     """
-    name = _name(file)
+    audio = file.get("audio")
+    name = str(file.get("uri", "audio")) if audio is None or isinstance(audio, IOBase) else str(audio)
     if file.get("channel") is not None:
         channel = file["channel"]
-    if "waveform" in file:
-        waveform, original_rate = _select(file["waveform"], channel, name), file["sample_rate"]
-    else:
-        waveform, original_rate = _read(file["audio"], channel, name)
+    if "waveform" in file and channel is not None and not 0 <= channel < len(file["waveform"]):
+        raise InputError(f"{name}: there is no channel {channel} among {len(file['waveform'])}, numbered from 0.")
+    try:
+        # not all of it: items of a protocol's files may be computed when they are asked for
+        content = {key: file[key] for key in ("audio", "waveform", "sample_rate", "uri") if key in file}
+        waveform, _ = Audio(sample_rate=sample_rate, mono="downmix")({**content, "channel": channel})
+    except Exception as error:  # soundfile and FFmpeg fail in many ways
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if not TORCHCODEC_AVAILABLE and "torchcodec" in reason:
+            reason = "soundfile does not know the format, and FFmpeg, which might, is not installed"
+        raise InputError(f"{name} could not be read as audio: {reason[:200].rstrip('.')}.") from error
 
     if waveform.shape[1] == 0:
         raise InputError(f"{name} is empty: it has no samples.")
     if not torch.isfinite(waveform).all():
         raise InputError(f"{name} has samples that are not finite numbers.")
-    waveform, _ = Audio(sample_rate=sample_rate).downmix_and_resample(waveform, original_rate)
-    decoded = {"waveform": waveform, "sample_rate": sample_rate, "channel": None}
-    return Recording(decoded, file)
-
-
-def _name(file: Mapping[str, Any]) -> str:
-    audio = file.get("audio")
-    return str(file.get("uri", "audio")) if audio is None or isinstance(audio, IOBase) else str(audio)
-
-
-def _select(waveform: Tensor, channel: int | None, name: str) -> Tensor:
-    """(channels, samples) -> (1, samples)"""
-    if channel is None:
-        return waveform.mean(dim=0, keepdim=True) if waveform.shape[0] > 1 else waveform
-    if not 0 <= channel < waveform.shape[0]:
-        raise InputError(f"{name} has {waveform.shape[0]} channel(s), numbered from 0: there is no channel {channel}.")
-    return waveform[channel : channel + 1]
-
-
-def _read(audio: Any, channel: int | None, name: str) -> tuple[Tensor, int]:
-    source = audio if isinstance(audio, IOBase) else str(audio)
-    try:
-        with soundfile.SoundFile(source) as reader:
-            blocks = [
-                _select(torch.from_numpy(block.T), channel, name)
-                for block in reader.blocks(_BLOCK * reader.samplerate, dtype="float32", always_2d=True)
-            ]
-            return torch.cat(blocks, dim=1) if blocks else torch.empty(1, 0), reader.samplerate
-    except soundfile.LibsndfileError as error:
-        reason = str(error).rstrip(".")
-    finally:
-        if isinstance(audio, IOBase):
-            audio.seek(0)
-
-    if not TORCHCODEC_AVAILABLE:
-        raise InputError(
-            f"{name} could not be read as audio ({reason}). It is damaged, or of a format that needs FFmpeg, "
-            "which is not installed."
-        )
-    try:
-        waveform, sample_rate = Audio()({"audio": audio})
-    except Exception as error:  # FFmpeg's errors reach us as several types
-        raise InputError(f"{name} could not be read as audio ({str(error).splitlines()[0][:160]}).") from None
-    return _select(waveform, channel, name), sample_rate
+    return Recording({"waveform": waveform, "sample_rate": sample_rate, "channel": None}, file)

@@ -5,9 +5,9 @@ import pytest
 import soundfile
 import torch
 import torchaudio
-from pyannote.audio import Audio
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.models.audio import Audio
 from pyannote_prune.pipelines.audio import decode
 
 
@@ -30,7 +30,7 @@ def test_channels(stereo):
         torch.testing.assert_close(decoded(path, channel)["waveform"], samples[channel : channel + 1])
     # what a file says of itself comes first
     torch.testing.assert_close(decode({"audio": path, "channel": 1}, 16000, 0)["waveform"], samples[1:])
-    with pytest.raises(InputError, match=r"2 channel\(s\).*no channel 2"):
+    with pytest.raises(InputError, match="no channel 2 among 2"):
         decoded(path, 2)
 
 

@@ -1,0 +1,143 @@
+"""pyannote's `Audio`, without FFmpeg wherever soundfile is enough."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import IOBase
+from typing import Any
+
+import soundfile
+import torch
+import torch.nn.functional as F
+from pyannote.audio import Audio as UpstreamAudio
+from pyannote.audio.core.io import AudioFile
+from pyannote.core import Segment
+from torch import Tensor
+
+# seconds decoded at a time, so that of several channels only those wanted are ever whole in memory
+_BLOCK = 60
+
+
+class Audio(UpstreamAudio):
+    """Audio IO
+
+    Same as `pyannote.audio.Audio`, except that files are read by soundfile (wav, flac, ogg, mp3...), and
+    by torchcodec, which needs FFmpeg, only when soundfile does not know their format.
+
+    Parameters
+    ----------
+    sample_rate : int, optional
+        Target rate, in Hz. Defaults to that of each file.
+    mono : {"random", "downmix"}, optional
+        What becomes of several channels: one of them at random, their average, or (default) all of them.
+    """
+
+    def __call__(self, file: AudioFile) -> tuple[Tensor, int]:
+        """Obtain waveform
+
+        Parameters
+        ----------
+        file : AudioFile
+
+        Returns
+        -------
+        waveform : (channel, time) Tensor
+        sample_rate : int
+        """
+        file = self.validate_file(file)
+        if "waveform" in file:
+            return super().__call__(file)
+        try:
+            with _open(file["audio"]) as reader:
+                channel = self._choose_channel(reader, file.get("channel"))
+                blocks = [
+                    self._mix(block, channel)
+                    for block in reader.blocks(_BLOCK * reader.samplerate, dtype="float32", always_2d=True)
+                ]
+                waveform = torch.cat(blocks, dim=1) if blocks else torch.empty(1, 0)
+                return self.downmix_and_resample(waveform, reader.samplerate)
+        except soundfile.LibsndfileError:
+            return super().__call__(file)
+
+    def crop(self, file: AudioFile, segment: Segment, mode: str = "raise") -> tuple[Tensor, int]:
+        """Obtain part of a waveform
+
+        Parameters
+        ----------
+        file : AudioFile
+        segment : Segment
+            Start and end, in seconds.
+        mode : {"raise", "pad"}, optional
+            What becomes of a segment that is partly out of the file: an error (default), or zeros. A
+            millisecond is always forgiven: annotations and files are rarely of the same length.
+
+        Returns
+        -------
+        waveform : (channel, time) Tensor
+        sample_rate : int
+
+        Raises
+        ------
+        ValueError
+            When the segment is partly out of the file and `mode` is "raise".
+        """
+        file = self.validate_file(file)
+        if "waveform" in file:
+            return super().crop(file, segment, mode=mode)
+        try:
+            with _open(file["audio"]) as reader:
+                rate = reader.samplerate
+                start = self.get_num_samples(segment.start, rate)
+                wanted = self.get_num_samples(segment.duration, rate)
+                first, last = max(0, start), min(start + wanted, reader.frames)
+                missing = wanted - max(0, last - first)
+                if mode == "raise" and missing > self.PRECISION * rate:
+                    raise ValueError(
+                        f"{file.get('uri', file['audio'])} lasts {reader.frames / rate:.3f} s: "
+                        f"{segment} is not inside of it."
+                    )
+                channel = self._choose_channel(reader, file.get("channel"))
+                reader.seek(min(first, reader.frames))
+                block = reader.read(max(0, last - first), dtype="float32", always_2d=True)
+                waveform = F.pad(self._mix(block, channel), (first - start, 0))
+                waveform = F.pad(waveform, (0, wanted - waveform.shape[1]))
+                return self.downmix_and_resample(waveform, rate)
+        except soundfile.LibsndfileError:
+            return super().crop(file, segment, mode=mode)
+
+    def get_duration(self, file: AudioFile) -> float:
+        """Duration of a file, in seconds"""
+        file = self.validate_file(file)
+        if "waveform" in file:
+            return super().get_duration(file)
+        try:
+            with _open(file["audio"]) as reader:
+                return reader.frames / reader.samplerate
+        except soundfile.LibsndfileError:
+            return super().get_duration(file)
+
+    def _choose_channel(self, reader: Any, channel: int | None) -> int | None:
+        if channel is not None:
+            if not 0 <= channel < reader.channels:
+                raise ValueError(f"There is no channel {channel} among {reader.channels}, numbered from 0.")
+            return channel
+        return random.randrange(reader.channels) if self.mono == "random" else None
+
+    def _mix(self, block: Any, channel: int | None) -> Tensor:
+        """(samples, channels) array -> (channels, samples) Tensor, of one channel where one is wanted"""
+        waveform = torch.from_numpy(block.T)
+        if channel is not None:
+            return waveform[channel : channel + 1]
+        return waveform.mean(dim=0, keepdim=True) if self.mono == "downmix" and len(waveform) > 1 else waveform
+
+
+@contextmanager
+def _open(audio: Any) -> Iterator[soundfile.SoundFile]:
+    try:
+        with soundfile.SoundFile(audio if isinstance(audio, IOBase) else str(audio)) as reader:
+            yield reader
+    finally:
+        if isinstance(audio, IOBase):
+            audio.seek(0)

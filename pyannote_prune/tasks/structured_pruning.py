@@ -1,0 +1,305 @@
+"""Structured pruning of a WavLM front-end, guided by distillation from an unpruned teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pyannote.audio import Model
+from pyannote.audio.utils.permutation import permutate
+from torch import Tensor
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.models import WavLMSegmentation
+from pyannote_prune.pruning import UNIT_KINDS, Gates, SparsityController, attach_gates, total_cost
+from pyannote_prune.pruning.cost import SAMPLE_RATE
+from pyannote_prune.tasks.speaker_diarization import SpeakerDiarization
+
+# what the head of a segmentation model consists of
+_HEAD = ("layer_weights", "head.", "classifier.")
+
+
+def distillation_loss(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], l1_weight: float = 1.0, cosine_weight: float = 1.0
+) -> Tensor:
+    """L1 distance minus cosine similarity, averaged over layers and frames (Han et al., arXiv 2506.18623)
+
+    Parameters
+    ----------
+    student, teacher : sequences of (batch, frames, hidden_size) Tensor
+        Hidden states, layer by layer.
+    l1_weight, cosine_weight : float, optional
+
+    Returns
+    -------
+    loss : scalar Tensor, in float32
+    """
+    losses = []
+    for mine, wanted in zip(student, teacher, strict=True):
+        mine, wanted = mine.float(), wanted.float()
+        similarity = F.cosine_similarity(mine, wanted, dim=-1).mean()
+        losses.append(l1_weight * F.l1_loss(mine, wanted) - cosine_weight * similarity)
+    return torch.stack(losses).mean()
+
+
+class StructuredPruning(SpeakerDiarization):
+    """Prune the backbone of a `WavLMSegmentation` while it imitates a frozen teacher
+
+    The model that is trained (the student) gets Hard Concrete gates on the units of its backbone, and
+    the head of the teacher, frozen. The loss is the distance to the teacher's hidden states, plus an
+    augmented Lagrangian that brings the expected sparsity to its target, plus optionally the
+    diarization loss through the head. Once trained, `pyannote_prune.pruning.cut` makes the compact
+    backbone. With `target=None` there are no gates: the (pruned) student is distilled further.
+
+    Validation is that of pyannote's task, on the deterministic gates, plus the distillation loss
+    (`loss/distillation/val`) and the sparsity (`sparsity/...`).
+
+    Parameters
+    ----------
+    protocol : SpeakerDiarizationProtocol
+    teacher : str, Path or WavLMSegmentation
+        Fine-tuned model to imitate: a checkpoint, as `Model.from_pretrained` takes it, or a model.
+    target : float, optional
+        Sparsity to reach, in [0, 1), relative to the backbone of the teacher. None not to prune.
+        Defaults to 0.8.
+    kinds : sequence of str, optional
+        Units to prune, among "channels", "heads", "intermediate", "attention" and "feed_forward".
+        Defaults to the first three, as published.
+    objective : {"params", "macs"}, optional
+        What sparsity is measured in. Defaults to "params".
+    macs_duration : float, optional
+        Seconds of audio that MACs are counted for. Defaults to one second, the convention of the
+        papers; use the duration of chunks for the true cost of attention.
+    warmup_steps : int, optional
+        Steps over which the target is ramped up. Defaults to 5 epochs.
+    distilled_layers : sequence of int, optional
+        Hidden states to imitate, 0 being the input of the first layer. Defaults to four, evenly
+        spaced from the first to the last, as published: 0, 4, 8, 12 for Base.
+    l1_weight, cosine_weight, diarization_weight : float, optional
+        Weights of the terms of the loss. Default to 1, 1 and 0.
+    drop_rate : float, optional
+        Initial probability of a gate being closed. Defaults to 0.01.
+    multiple_of : int, optional
+        Round surviving widths to a multiple, for tensor cores. Defaults to 1.
+    lr, gate_lr : float, optional
+        Learning rates of the weights (2e-4), and of gates and multipliers (2e-2).
+    max_nan_steps : int, optional
+        How many steps in a row may be skipped because their loss is not a finite number, before
+        training stops. Defaults to 10.
+    **kwargs
+        As in [`SpeakerDiarization`][pyannote_prune.tasks.SpeakerDiarization].
+
+    Raises
+    ------
+    InputError
+        When an argument is out of range, or when teacher and student do not fit.
+    """
+
+    def __init__(
+        self,
+        protocol: Any,
+        teacher: str | Path | WavLMSegmentation,
+        target: float | None = 0.8,
+        kinds: Sequence[str] = UNIT_KINDS[:3],
+        objective: str = "params",
+        macs_duration: float = 1.0,
+        warmup_steps: int | None = None,
+        distilled_layers: Sequence[int] | None = None,
+        l1_weight: float = 1.0,
+        cosine_weight: float = 1.0,
+        diarization_weight: float = 0.0,
+        drop_rate: float = 0.01,
+        multiple_of: int = 1,
+        lr: float = 2e-4,
+        gate_lr: float = 2e-2,
+        max_nan_steps: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(protocol, **kwargs)
+        if isinstance(teacher, (str, Path)):
+            teacher = Model.from_pretrained(teacher)
+        if not isinstance(teacher, WavLMSegmentation):
+            raise InputError(f"The teacher must be a WavLMSegmentation, got {type(teacher).__name__}.")
+        self.teacher = teacher.eval().requires_grad_(False)
+        if distilled_layers is None:
+            last = teacher.wavlm.config.num_hidden_layers
+            distilled_layers = sorted({round(last * part / 3) for part in range(4)})
+        num_layers = teacher.wavlm.config.num_hidden_layers
+        for layer in distilled_layers:
+            if not 0 <= layer <= num_layers:
+                raise InputError(
+                    f"distilled_layers must be between 0 and {num_layers}, the number of layers of the teacher, "
+                    f"got {layer}."
+                )
+        self.distilled_layers = list(distilled_layers)
+        self.target = target
+        self.kinds = list(kinds)
+        self.objective = objective
+        self.macs_duration = macs_duration
+        self.warmup_steps = warmup_steps
+        self.l1_weight = l1_weight
+        self.cosine_weight = cosine_weight
+        self.diarization_weight = diarization_weight
+        self.drop_rate = drop_rate
+        self.multiple_of = multiple_of
+        self.lr = lr
+        self.gate_lr = gate_lr
+        self.max_nan_steps = max_nan_steps
+        self.num_nan_steps = 0
+        if target is not None:  # at the door, rather than once the data is prepared
+            self._controller(Gates(teacher.wavlm.config, self.kinds, drop_rate, multiple_of), warmup_steps or 0)
+
+    def _controller(self, gates: Gates, warmup_steps: int) -> SparsityController:
+        assert self.target is not None
+        num_samples = round(self.macs_duration * SAMPLE_RATE)
+        return SparsityController(
+            gates,
+            self.target,
+            warmup_steps,
+            objective=self.objective,
+            num_samples=num_samples,
+            reference=total_cost(self.teacher.wavlm.config, num_samples=num_samples),
+        )
+
+    def setup_loss_func(self) -> None:
+        """Give the student the teacher's head, and its backbone gates"""
+        super().setup_loss_func()
+        student, teacher = self.model, self.teacher
+        if not isinstance(student, WavLMSegmentation):
+            raise InputError(f"The student must be a WavLMSegmentation, got {type(student).__name__}.")
+        for name in ("hidden_size", "num_hidden_layers"):
+            mine, wanted = getattr(student.wavlm.config, name), getattr(teacher.wavlm.config, name)
+            if mine != wanted:
+                raise InputError(f"Teacher and student must have the same {name}, got {wanted} and {mine}.")
+        self._take_over_head()
+        if self.target is not None and not hasattr(student.wavlm, "gates"):
+            gates = Gates(student.wavlm.config, self.kinds, self.drop_rate, self.multiple_of)
+            warmup_steps = self.warmup_steps
+            if warmup_steps is None:
+                warmup_steps = 5 * max(1, self.train__len__() // self.batch_size)
+            attach_gates(student.wavlm, gates.to(student.device))
+            student.sparsity = self._controller(gates, warmup_steps).to(student.device)
+
+    def _take_over_head(self) -> None:
+        """The student's hidden states are to be read by the teacher's head: nothing else is compared."""
+        head = {key: tensor for key, tensor in self.teacher.state_dict().items() if key.startswith(_HEAD)}
+        own = self.model.state_dict()
+        for key, tensor in head.items():
+            if key not in own or own[key].shape != tensor.shape:
+                raise InputError(
+                    f"The student's head differs from the teacher's: {key} is "
+                    f"{tuple(own[key].shape) if key in own else 'missing'}, not {tuple(tensor.shape)}. "
+                    "Give both the same head, max_speakers_per_chunk and max_speakers_per_frame."
+                )
+        self.model.load_state_dict(head, strict=False)
+        for name, parameter in self.model.named_parameters():
+            if name.startswith(_HEAD):
+                parameter.requires_grad_(False)
+
+    @property
+    def controller(self) -> SparsityController | None:
+        """Sparsity controller of the model, None when nothing is pruned"""
+        return getattr(self.model, "sparsity", None)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over the weights of the backbone, and over gates and multipliers, each with its own rate"""
+        backbone = [
+            parameter
+            for name, parameter in self.model.wavlm.named_parameters()
+            if parameter.requires_grad and not name.startswith("gates.")
+        ]
+        groups: list[dict] = [{"params": backbone, "lr": self.lr, "weight_decay": 0.0}]
+        if self.controller is not None:
+            groups += self.controller.parameter_groups(self.gate_lr)
+        return torch.optim.AdamW(groups)
+
+    def _distil(self, waveforms: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Distillation loss, and all hidden states of the student."""
+        if self.teacher.device != waveforms.device:
+            self.teacher.to(waveforms.device)
+        with torch.no_grad():
+            wanted = self.teacher.wavlm(waveforms).hidden_states
+        states = self.model.wavlm(waveforms).hidden_states
+        loss = distillation_loss(
+            [states[layer] for layer in self.distilled_layers],
+            [wanted[layer] for layer in self.distilled_layers],
+            self.l1_weight,
+            self.cosine_weight,
+        )
+        return loss, states
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor] | None:
+        """Distillation, sparsity and diarization losses
+
+        Parameters
+        ----------
+        batch : dict
+            "X": (batch, channel, samples) waveforms; "y": (batch, frames, speakers) targets.
+        batch_idx : int
+
+        Returns
+        -------
+        loss : {"loss": scalar Tensor}, None to skip the step
+        """
+        distillation, states = self._distil(batch["X"][:, 0])
+        logged = {"loss/distillation/train": distillation.detach()}
+        loss = distillation
+        if self.controller is not None:
+            loss = loss + self.controller.penalty(self.model.global_step)
+            logged |= self._sparsity_to_log()
+        if self.diarization_weight > 0:
+            diarization = self._diarization_loss(states, batch["y"])
+            loss = loss + self.diarization_weight * diarization
+            logged["loss/diarization/train"] = diarization.detach()
+
+        # all processes skip the step, or none does
+        finite = self.model.trainer.strategy.reduce_boolean_decision(bool(torch.isfinite(loss)), all=True)
+        if not finite:
+            self.num_nan_steps += 1
+            self.model.log("loss/skipped", float(self.num_nan_steps), on_step=True, on_epoch=False)
+            if self.num_nan_steps >= self.max_nan_steps:
+                callback = self.model.trainer.checkpoint_callback
+                best = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
+                raise FloatingPointError(
+                    f"The loss was no finite number for {self.num_nan_steps} steps in a row. "
+                    f"Last good checkpoint: {best or 'none'}."
+                )
+            return None
+        self.num_nan_steps = 0
+        self.model.log_dict(logged, on_step=True, on_epoch=False)
+        self.model.log("loss/train", loss, on_step=False, on_epoch=True)
+        return {"loss": loss}
+
+    def _diarization_loss(self, states: Sequence[Tensor], target: Tensor) -> Tensor:
+        scores = self.model.classify(self.model.mix(states))
+        powerset = self.model.powerset
+        permuted, _ = permutate(powerset.to_multilabel(scores), target)
+        return F.nll_loss(scores.float().flatten(0, 1), powerset.to_powerset(permuted.float()).argmax(-1).flatten())
+
+    def _sparsity_to_log(self) -> dict[str, float]:
+        controller = self.controller
+        assert controller is not None
+        step = self.model.global_step
+        gates = controller.gates
+        logged = {
+            "sparsity/expected": controller.expected_sparsity().item(),
+            "sparsity/target": controller.target_at(step),
+            "sparsity/lambda1": controller.lambda1.item(),
+            "sparsity/lambda2": controller.lambda2.item(),
+        }
+        for kind in gates.kinds:
+            probabilities = [gate.open_probability() for gate in getattr(gates, kind).values()]
+            if probabilities:
+                logged[f"survival/{kind}"] = torch.cat(probabilities).mean().item()
+        return logged
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Diarization error of the student through the teacher's head, distillation loss, sparsity"""
+        super().validation_step(batch, batch_idx)
+        distillation, _ = self._distil(batch["X"][:, 0])
+        self.model.log("loss/distillation/val", distillation, on_step=False, on_epoch=True, sync_dist=True)
+        if self.controller is not None:
+            self.model.log("sparsity/measured", self.controller.sparsity(), on_step=False, on_epoch=True)
