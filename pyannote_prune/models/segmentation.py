@@ -182,6 +182,9 @@ class WavLMSegmentation(SegmentationModel):
         self.wavlm = backbone
         self.wavlm.requires_grad_(not wavlm_frozen)
         self.wavlm.feature_extractor.channel_scale.requires_grad_(False)
+        if self.wavlm.config.do_stable_layer_norm:
+            # it normalises the last hidden state, which is not what is mixed
+            self.wavlm.encoder.layer_norm.requires_grad_(False)
 
         config = self.wavlm.config
         # the shape, not where it came from: checkpoints stand alone
@@ -201,7 +204,10 @@ class WavLMSegmentation(SegmentationModel):
 
     def mix(self, states: Sequence[Tensor]) -> Tensor:
         """Hidden states, each (batch, frames, hidden_size) -> (batch, frames, hidden_size)"""
-        return sum((weight * state for weight, state in zip(self.layer_weights, states)), torch.zeros(()).to(states[0]))
+        mixture = self.layer_weights[0] * states[0]
+        for weight, state in zip(self.layer_weights[1:], states[1:]):
+            mixture = mixture + weight * state
+        return mixture
 
 
 class FbankSegmentation(SegmentationModel):

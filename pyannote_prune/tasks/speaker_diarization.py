@@ -52,18 +52,14 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
     def __init__(self, protocol: Any, data_fraction: float = 1.0, **kwargs: Any) -> None:
         if not 0 < data_fraction <= 1:
             raise InputError(f"data_fraction must be in (0, 1], got {data_fraction}.")
-        self.data_fraction = data_fraction
-        super().__init__(protocol, **kwargs)
-
-    def prepare_data(self) -> None:
-        """Gather metadata of the protocol, which must have training files"""
         try:
-            has_training_files = next(iter(self.protocol.train()), None) is not None
+            has_training_files = next(iter(protocol.train()), None) is not None
         except (AttributeError, NotImplementedError):
             has_training_files = False
         if not has_training_files:
-            raise InputError(f"Protocol {self.protocol.name} has no training files.")
-        super().prepare_data()
+            raise InputError(f"Protocol {protocol.name} has no training files.")
+        self.data_fraction = data_fraction
+        super().__init__(protocol, **kwargs)
 
     def setup(self, stage: str | None = None) -> None:
         """Load metadata, and leave out the share of training files that is not wanted"""

@@ -175,6 +175,9 @@ class StructuredPruning(SpeakerDiarization):
             if mine != wanted:
                 raise InputError(f"Teacher and student must have the same {name}, got {wanted} and {mine}.")
         self._take_over_head()
+        # Lightning leaves modules in the mode they come in: from a checkpoint, that of evaluation
+        student.wavlm.train()
+        student.head.eval()
         if self.target is not None and not hasattr(student.wavlm, "gates"):
             gates = Gates(student.wavlm.config, self.kinds, self.drop_rate, self.multiple_of)
             warmup_steps = self.warmup_steps
@@ -245,7 +248,7 @@ class StructuredPruning(SpeakerDiarization):
         loss : {"loss": scalar Tensor}, None to skip the step
         """
         distillation, states = self._distil(batch["X"][:, 0])
-        logged = {"loss/distillation/train": distillation.detach()}
+        logged: dict[str, Tensor | float] = {"loss/distillation/train": distillation.detach()}
         loss = distillation
         if self.controller is not None:
             loss = loss + self.controller.penalty(self.model.global_step)
@@ -279,21 +282,21 @@ class StructuredPruning(SpeakerDiarization):
         permuted, _ = permutate(powerset.to_multilabel(scores), target)
         return F.nll_loss(scores.float().flatten(0, 1), powerset.to_powerset(permuted.float()).argmax(-1).flatten())
 
-    def _sparsity_to_log(self) -> dict[str, float]:
+    def _sparsity_to_log(self) -> dict[str, Tensor | float]:
         controller = self.controller
         assert controller is not None
         step = self.model.global_step
         gates = controller.gates
-        logged = {
-            "sparsity/expected": controller.expected_sparsity().item(),
+        logged: dict[str, Tensor | float] = {
+            "sparsity/expected": controller.expected_sparsity().detach().float(),
             "sparsity/target": controller.target_at(step),
-            "sparsity/lambda1": controller.lambda1.item(),
-            "sparsity/lambda2": controller.lambda2.item(),
+            "sparsity/lambda1": controller.lambda1.detach(),
+            "sparsity/lambda2": controller.lambda2.detach(),
         }
         for kind in gates.kinds:
             probabilities = [gate.open_probability() for gate in getattr(gates, kind).values()]
             if probabilities:
-                logged[f"survival/{kind}"] = torch.cat(probabilities).mean().item()
+                logged[f"survival/{kind}"] = torch.cat(probabilities).mean().detach().float()
         return logged
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
