@@ -13,6 +13,7 @@ from pyannote_prune.cli.convert import convert
 from pyannote_prune.cli.demo import demo
 from pyannote_prune.cli.diarize import diarize
 from pyannote_prune.cli.info import info
+from pyannote_prune.cli.train import train
 from pyannote_prune.errors import InputError
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ app = typer.Typer(
 )
 for command in (info, convert, diarize, demo):
     app.command()(command)
+# the rest of its command line is Hydra's
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object) -> None:

@@ -90,7 +90,8 @@ class StructuredPruning(SpeakerDiarization):
         How many steps in a row may be skipped because their loss is not a finite number, before
         training stops. Defaults to 10.
     **kwargs
-        As in [`SpeakerDiarization`][pyannote_prune.tasks.SpeakerDiarization].
+        As in [`SpeakerDiarization`][pyannote_prune.tasks.SpeakerDiarization]. `duration`,
+        `max_speakers_per_chunk` and `max_speakers_per_frame` default to those of the teacher.
 
     Raises
     ------
@@ -118,11 +119,17 @@ class StructuredPruning(SpeakerDiarization):
         max_nan_steps: int = 10,
         **kwargs: Any,
     ) -> None:
-        super().__init__(protocol, **kwargs)
         if isinstance(teacher, (str, Path)):
+            if not Path(teacher).exists():
+                raise InputError(f"No such teacher: {teacher}.")
             teacher = Model.from_pretrained(teacher)
         if not isinstance(teacher, WavLMSegmentation):
             raise InputError(f"The teacher must be a WavLMSegmentation, got {type(teacher).__name__}.")
+        specifications = teacher.specifications
+        kwargs.setdefault("duration", specifications.duration)
+        kwargs.setdefault("max_speakers_per_chunk", len(specifications.classes))
+        kwargs.setdefault("max_speakers_per_frame", specifications.powerset_max_classes)
+        super().__init__(protocol, **kwargs)
         self.teacher = teacher.eval().requires_grad_(False)
         if distilled_layers is None:
             last = teacher.wavlm.config.num_hidden_layers
@@ -201,6 +208,11 @@ class StructuredPruning(SpeakerDiarization):
         for name, parameter in self.model.named_parameters():
             if name.startswith(_HEAD):
                 parameter.requires_grad_(False)
+
+    @property
+    def val_monitor(self) -> tuple[str | None, str]:
+        """Nothing while pruning, when the best model is the least pruned; otherwise the distillation loss"""
+        return (None if self.target is not None else "loss/distillation/val"), "min"
 
     @property
     def controller(self) -> SparsityController | None:

@@ -1,0 +1,1 @@
+"""Training: the Hydra application, callbacks."""

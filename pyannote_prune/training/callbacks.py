@@ -1,0 +1,57 @@
+"""Lightning callbacks."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from pyannote_prune.errors import InputError
+
+
+class PercentileGradientClipping(Callback):
+    """Clip the norm of gradients at a percentile of its own history (Seetharaman et al., arXiv 2007.14469)
+
+    Parameters
+    ----------
+    percentile : float, optional
+        In (0, 100]. Defaults to 90.
+    history_size : int, optional
+        Number of steps that are remembered. Defaults to 1000.
+
+    Raises
+    ------
+    InputError
+        When `percentile` is out of range.
+    """
+
+    def __init__(self, percentile: float = 90.0, history_size: int = 1000) -> None:
+        super().__init__()
+        if not 0 < percentile <= 100:
+            raise InputError(f"gradient_percentile must be in (0, 100], got {percentile}.")
+        self.percentile = percentile
+        self.history: deque[float] = deque(maxlen=history_size)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Clip, once gradients are complete"""
+        parameters = [parameter for parameter in pl_module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if not torch.isfinite(norm):  # a scaler of half precision will skip this step
+            return
+        self.history.append(norm.item())
+        limit = float(np.percentile(self.history, self.percentile))
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        pl_module.log("gradient/norm", norm, on_step=True, on_epoch=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs"""
+        return {"history": list(self.history)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from `state_dict`"""
+        self.history.extend(state_dict["history"])
