@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from pyannote_prune.cli.compress import compress
 from pyannote_prune.cli.convert import convert
 from pyannote_prune.cli.demo import demo
 from pyannote_prune.cli.diarize import diarize
@@ -26,7 +27,8 @@ app = typer.Typer(
 for command in (info, convert, diarize, demo):
     app.command()(command)
 # the rest of its command line is Hydra's
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+for application in (train, compress):
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(application)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object) -> None:

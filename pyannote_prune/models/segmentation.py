@@ -22,6 +22,8 @@ from pyannote_prune.models.audio import Audio
 from pyannote_prune.models.heads import ConformerHead, LSTMHead
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
 
+# what reads the hidden states of the backbone
+HEAD_KEYS = ("layer_weights", "head.", "classifier.")
 HEADS: dict[str, type[ConformerHead | LSTMHead]] = {"conformer": ConformerHead, "lstm": LSTMHead}
 
 
@@ -195,6 +197,21 @@ class WavLMSegmentation(SegmentationModel):
         num_states = config.num_hidden_layers + 1
         self.layer_weights = nn.Parameter(torch.full((num_states,), 1 / num_states))
         self._build(head, head_args, config.hidden_size, config.conv_kernel, config.conv_stride)
+
+    def with_backbone(self, backbone: PrunedWavLMModel) -> WavLMSegmentation:
+        """Another model: this one's head and specifications on another backbone
+
+        Parameters
+        ----------
+        backbone : PrunedWavLMModel
+            With as many layers, and as wide.
+        """
+        model = WavLMSegmentation(wavlm=backbone.config, head=self.hparams.head, head_args=self.hparams.head_args)
+        model.specifications = self.specifications
+        model.setup()
+        own = {key: tensor for key, tensor in self.state_dict().items() if key.startswith(HEAD_KEYS)}
+        model.load_state_dict({**own, **{f"wavlm.{key}": tensor for key, tensor in backbone.state_dict().items()}})
+        return model
 
     def features(self, waveforms: Tensor) -> Tensor:
         """(batch, samples) -> (batch, frames, hidden_size)"""

@@ -161,14 +161,17 @@ def convert(
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise InputError(f"{destination} exists already: remove it, or name another destination.")
-    write = _reader(locate(source), embedding, to_transformers)
+    write_whole(destination, _reader(locate(source), embedding, to_transformers))
+    return destination
 
+
+def write_whole(destination: Path, write: Callable[[Path], None]) -> None:
+    """Write a directory elsewhere, and move it to its place once complete."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as temporary:
         result = Path(temporary) / "result"
         write(result)
         os.replace(result, destination)
-    return destination
 
 
 def _reader(path: Path, embedding: str | Path, to_transformers: bool) -> Callable[[Path], None]:

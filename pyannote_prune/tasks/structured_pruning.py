@@ -14,12 +14,10 @@ from torch import Tensor
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import WavLMSegmentation
+from pyannote_prune.models.segmentation import HEAD_KEYS
 from pyannote_prune.pruning import UNIT_KINDS, Gates, SparsityController, attach_gates, total_cost
 from pyannote_prune.pruning.cost import SAMPLE_RATE
 from pyannote_prune.tasks.speaker_diarization import SpeakerDiarization
-
-# what the head of a segmentation model consists of
-_HEAD = ("layer_weights", "head.", "classifier.")
 
 
 def distillation_loss(
@@ -195,7 +193,7 @@ class StructuredPruning(SpeakerDiarization):
 
     def _take_over_head(self) -> None:
         """The student's hidden states are to be read by the teacher's head: nothing else is compared."""
-        head = {key: tensor for key, tensor in self.teacher.state_dict().items() if key.startswith(_HEAD)}
+        head = {key: tensor for key, tensor in self.teacher.state_dict().items() if key.startswith(HEAD_KEYS)}
         own = self.model.state_dict()
         for key, tensor in head.items():
             if key not in own or own[key].shape != tensor.shape:
@@ -206,7 +204,7 @@ class StructuredPruning(SpeakerDiarization):
                 )
         self.model.load_state_dict(head, strict=False)
         for name, parameter in self.model.named_parameters():
-            if name.startswith(_HEAD):
+            if name.startswith(HEAD_KEYS):
                 parameter.requires_grad_(False)
 
     @property

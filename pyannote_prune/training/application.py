@@ -106,7 +106,14 @@ def train(config: DictConfig) -> float | None:
     return float(best) if checkpoint.mode == "min" else -float(best)
 
 
-def fit(model: Model, task: Task, config: DictConfig, directory: Path, keep: int = 5) -> ModelCheckpoint:
+def fit(
+    model: Model,
+    task: Task,
+    config: DictConfig,
+    directory: Path,
+    keep: int = 5,
+    score: tuple[str | None, str] | None = None,
+) -> ModelCheckpoint:
     """Train a model, from where a run in the same directory was interrupted if one was
 
     Parameters
@@ -120,6 +127,8 @@ def fit(model: Model, task: Task, config: DictConfig, directory: Path, keep: int
         Of checkpoints and logs.
     keep : int, optional
         How many of the best checkpoints are kept, -1 for all. Defaults to 5.
+    score : (str, {"min", "max"}), optional
+        What tells which are best. Defaults to what the task monitors.
 
     Returns
     -------
@@ -129,7 +138,9 @@ def fit(model: Model, task: Task, config: DictConfig, directory: Path, keep: int
     model.task = task
     # pyannote's own needs FFmpeg even for wav files
     model.audio = Audio(sample_rate=model.hparams.sample_rate, mono="downmix")
-    monitor, direction = task.val_monitor if config.trainer.get("limit_val_batches") != 0 else (None, "min")
+    monitor, direction = score or task.val_monitor
+    if config.trainer.get("limit_val_batches") == 0:
+        monitor = None
     if not hasattr(task, "configure_optimizers"):
         model.configure_optimizers = partial(configure_optimizers, model, config, monitor)
 

@@ -1,0 +1,45 @@
+"""Averaging the weights of several checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyannote_prune.interop.lightning import read_checkpoint
+
+
+def after_the_peak(scores: Sequence[float], count: int) -> list[int]:
+    """Which epochs to average: the best ones, from the worst on
+
+    While a model is pruned its loss rises with its sparsity, and falls again once the target is reached:
+    what came before the peak is good, but not pruned.
+
+    Parameters
+    ----------
+    scores : sequence of float
+        Validation loss by epoch.
+    count : int
+        How many epochs to choose.
+
+    Returns
+    -------
+    epochs : list of int
+        At most `count`, best first.
+    """
+    peak = max(range(len(scores)), key=lambda epoch: scores[epoch])
+    return sorted(range(peak, len(scores)), key=lambda epoch: scores[epoch])[:count]
+
+
+def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """Average of the weights of pyannote checkpoints, in float64; what is not floating point is that of the first."""
+    states = [read_checkpoint(path)["state_dict"] for path in paths]
+    average = {}
+    for key, first in states[0].items():
+        if first.is_floating_point():
+            average[key] = torch.stack([state[key].double() for state in states]).mean(0).to(first.dtype)
+        else:
+            average[key] = first
+    return average
