@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -44,6 +45,10 @@ def _tell(message: str) -> None:
 def main() -> None:
     """Run the command; bad input is told in one line and ends with exit code 2."""
     warnings.showwarning = _show_warning
+    command = os.environ.get("PYANNOTE_PRUNE_COMMAND")
+    if command and "LOCAL_RANK" in os.environ and command not in sys.argv[1:2]:
+        # started by Lightning for another device, with the arguments that Hydra was given
+        sys.argv.insert(1, command)
     try:
         app()
     except InputError as error:

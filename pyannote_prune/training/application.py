@@ -30,6 +30,9 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.training.callbacks import PercentileGradientClipping
 
+# tells a process that Lightning starts for another device which command it is part of
+COMMAND = "PYANNOTE_PRUNE_COMMAND"
+
 
 def config_directory() -> Path:
     """The Hydra tree: inside of the installed package, or at the root of a checkout."""
@@ -59,7 +62,9 @@ def run(application: Callable[[DictConfig], Any], config_name: str, overrides: S
     """
     # errors as they are, rather than Hydra's digest of them
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    sys.argv = [f"pyannote-prune {config_name}", *overrides]
+    # Hydra understands its flags before overrides only
+    sys.argv = [sys.argv[0], *sorted(overrides, key=lambda argument: argument not in ("-m", "--multirun"))]
+    os.environ[COMMAND] = config_name
     main = hydra.main(config_path=str(config_directory()), config_name=config_name, version_base="1.3")
     try:
         main(application)()

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from pyannote.audio import Model
 
@@ -92,7 +94,7 @@ def compress(config: DictConfig) -> None:
     final = _stage(directory / "4-finetune", finetune(lambda: _load(distilled), config.finetune_pruned))
 
     pipeline = directory / "pipeline"
-    if not pipeline.exists():
+    if rank_zero_only.rank == 0 and not pipeline.exists():
         write_whole(pipeline, lambda target: write_pipeline(target, _load(final), config.embedding))
 
 
@@ -102,9 +104,12 @@ def _stage(folder: Path, run: Callable[[Path], Model]) -> Path:
     if not result.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         model = run(folder)
-        temporary = folder / f"{RESULT}.part"
-        save_checkpoint(model, temporary)
-        os.replace(temporary, result)
+        if rank_zero_only.rank == 0:
+            temporary = folder / f"{RESULT}.part"
+            save_checkpoint(model, temporary)
+            os.replace(temporary, result)
+        if torch.distributed.is_initialized():  # others go on once it is there
+            torch.distributed.barrier()
     return result
 
 

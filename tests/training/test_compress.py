@@ -1,0 +1,102 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from pyannote.audio import Pipeline
+
+from pyannote_prune.interop import load_backbone
+from pyannote_prune.pruning import total_cost
+from pyannote_prune.training.averaging import after_the_peak, average_checkpoints
+from tests.training.conftest import TINY
+
+STAGES = ("1-finetune", "2-prune-1", "2-prune-2", "3-distil", "4-finetune")
+
+
+def arguments(directory, embedding):
+    return (
+        f"directory={directory}",
+        *TINY,
+        f"embedding={embedding}",
+        "recipe=base-s80-progressive",
+        "average=2",
+        "finetune.trainer.max_epochs=1",
+        "prune.0.trainer.max_epochs=8",
+        "prune.0.task.target=0.3",
+        "prune.0.task.warmup_steps=10",
+        "+prune.0.task.gate_lr=0.1",
+        "prune.1.task.target=0.75",
+        "prune.1.trainer.max_epochs=8",
+        "prune.1.task.warmup_steps=10",
+        "+prune.1.task.gate_lr=0.1",
+        "distil.trainer.max_epochs=2",
+        "finetune_pruned.trainer.max_epochs=1",
+    )
+
+
+def test_the_whole_recipe_and_again(command, untrained, short, tmp_path, capsys):
+    directory = tmp_path / "run"
+    assert command("compress", *arguments(directory, untrained / "embedding")) == 0
+    dense, half, pruned, distilled, final = (load_backbone(directory / stage / "model.bin") for stage in STAGES)
+    assert total_cost(pruned.config).params < total_cost(half.config).params < total_cost(dense.config).params
+    assert pruned.config.shape_dict() == distilled.config.shape_dict() == final.config.shape_dict()
+    Pipeline.from_pretrained(directory / "pipeline")(short)
+
+    # nothing is done twice
+    written = {path: path.stat().st_mtime_ns for path in directory.glob("*/*.ckpt")}
+    assert command("compress", *arguments(directory, untrained / "embedding")) == 0
+    assert {path: path.stat().st_mtime_ns for path in directory.glob("*/*.ckpt")} == written
+
+    # a stage whose result is missing is taken up where it was
+    (directory / "4-finetune" / "model.bin").unlink()
+    assert command("compress", *arguments(directory, untrained / "embedding")) == 0
+    assert (directory / "4-finetune" / "model.bin").is_file()
+    changed = {path.parent.name for path, date in written.items() if path.stat().st_mtime_ns != date}
+    assert changed <= {"4-finetune"}
+
+    assert command("compress", *arguments(directory, untrained / "embedding"), "seed=1") == 2
+    assert "run of another configuration" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_in_each_stage(registry, untrained, tmp_path):
+    """kill -9 shortly after each stage has begun; the same command ends the run."""
+    directory = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "pyannote_prune.cli",
+        "compress",
+        "protocol=Tiny.SpeakerDiarization.Conversation",
+        f"registry={registry}",
+        *arguments(directory, untrained / "embedding"),
+    ]
+    for stage in STAGES:
+        finished = {path: path.stat().st_mtime_ns for path in directory.glob("*/model.bin")}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not list((directory / stage).glob("*.ckpt")):
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert list((directory / stage).glob("*.ckpt")), stage
+        for path, date in finished.items():
+            assert path.stat().st_mtime_ns == date
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    assert (directory / "pipeline" / "config.yaml").is_file()
+
+
+def test_epochs_after_the_peak():
+    assert after_the_peak([-0.9, -0.8, -0.2, -0.5, -0.7, -0.6], 2) == [4, 5]
+    assert after_the_peak([-0.5, -0.6, -0.7], 5) == [2, 1, 0]
+
+
+def test_average_of_checkpoints(tmp_path):
+    for index, value in enumerate((1.0, 2.0, 6.0)):
+        state = {"weight": torch.full((2,), value), "steps": torch.tensor(index)}
+        torch.save({"state_dict": state, "pyannote.audio": {}}, tmp_path / f"{index}.ckpt")
+    average = average_checkpoints([tmp_path / f"{index}.ckpt" for index in range(3)])
+    torch.testing.assert_close(average["weight"], torch.full((2,), 3.0))
+    assert average["steps"] == 0

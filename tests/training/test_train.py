@@ -1,0 +1,146 @@
+import pytest
+import torch
+from omegaconf import OmegaConf
+from pyannote.audio import Model
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.models import WavLMSegmentation
+from pyannote_prune.training.application import configure_optimizers, latest_checkpoint
+from pyannote_prune.training.callbacks import PercentileGradientClipping
+from tests.training.conftest import TINY
+
+
+def run_directory(path):
+    return f"hydra.run.dir={path}"
+
+
+def test_an_upstream_model_as_its_users_type_it(command, tmp_path):
+    assert (
+        command(
+            "train",
+            "task=SpeakerDiarization",
+            "task.duration=5",
+            "task.num_workers=0",
+            "model=PyanNet",
+            "optimizer=Adam",
+            "trainer=fast_dev_run",
+            run_directory(tmp_path),
+        )
+        == 0
+    )
+
+
+def test_trains_and_goes_on_where_it_was(command, tmp_path):
+    arguments = ("task=SpeakerDiarization", "model=WavLMSegmentation", *TINY, run_directory(tmp_path))
+    assert command("train", *arguments, "trainer.max_epochs=1") == 0
+    first = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert command("train", *arguments, "trainer.max_epochs=3") == 0
+    last = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert (first["epoch"], last["epoch"]) == (0, 2)
+    assert last["global_step"] == 3 * first["global_step"]
+    clipping = next(state for name, state in last["callbacks"].items() if name.startswith("PercentileGradient"))
+    assert len(clipping["history"]) == last["global_step"]
+    assert type(Model.from_pretrained(tmp_path / "last.ckpt")) is WavLMSegmentation
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_prunes(command, tmp_path):
+    arguments = ("task=SpeakerDiarization", "model=WavLMSegmentation", *TINY, "trainer.max_epochs=1")
+    assert command("train", *arguments, run_directory(tmp_path / "teacher")) == 0
+    teacher = tmp_path / "teacher" / "last.ckpt"
+    assert (
+        command(
+            "train",
+            "task=StructuredPruning",
+            f"task.teacher={teacher}",
+            "task.target=0.5",
+            "task.kinds=[heads,intermediate]",
+            "task.num_workers=0",
+            "task.batch_size=4",
+            "model=pretrained",
+            f"model.checkpoint={teacher}",
+            "trainer.max_epochs=2",
+            run_directory(tmp_path / "pruned"),
+        )
+        == 0
+    )
+    state = torch.load(tmp_path / "pruned" / "last.ckpt", weights_only=False)["state_dict"]
+    assert "sparsity.lambda1" in state
+    assert any(key.startswith("wavlm.gates.heads.") for key in state)
+    assert not any(key.startswith("wavlm.gates.channels.") for key in state)
+
+
+def test_several_runs(command, tmp_path):
+    assert (
+        command(
+            "train",
+            "-m",
+            "task=SpeakerDiarization",
+            "task.batch_size=2,4",
+            *(argument for argument in TINY if "batch_size" not in argument),
+            "trainer=fast_dev_run",
+            f"hydra.sweep.dir={tmp_path}",
+        )
+        == 0
+    )
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"0", "1"}
+
+
+def test_two_learning_rates():
+    model = WavLMSegmentation(wavlm={"num_hidden_layers": 1, "conv_dim": [8] * 7})
+    config = OmegaConf.create(
+        {
+            "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3, "backbone_lr": 2e-5},
+            "scheduler": {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau"},
+        }
+    )
+    configured = configure_optimizers(model, config, "loss/val")
+    head, backbone = configured["optimizer"].param_groups
+    assert (head["lr"], backbone["lr"]) == (1e-3, 2e-5)
+    assert {id(parameter) for parameter in backbone["params"]} == {
+        id(parameter) for parameter in model.wavlm.parameters() if parameter.requires_grad
+    }
+    assert configured["lr_scheduler"]["monitor"] == "loss/val"
+    assert "lr_scheduler" not in configure_optimizers(model, config, None)
+
+
+def test_gradients_are_clipped_at_a_percentile(monkeypatch):
+    module = torch.nn.Linear(4, 1, bias=False)
+    monkeypatch.setattr(module, "log", lambda *args, **kwargs: None, raising=False)
+    callback = PercentileGradientClipping(50, history_size=3)
+    for norm, expected in [(1.0, 1.0), (3.0, 2.0), (5.0, 3.0), (7.0, 5.0), (1.0, 1.0)]:
+        module.weight.grad = torch.full((1, 4), norm / 2)
+        callback.on_before_optimizer_step(None, module, None)
+        assert module.weight.grad.norm().item() == pytest.approx(expected, rel=1e-4)
+    again = PercentileGradientClipping(50, history_size=3)
+    again.load_state_dict(callback.state_dict())
+    assert list(again.history) == list(callback.history)
+    with pytest.raises(InputError, match=r"\(0, 100\], got 0"):
+        PercentileGradientClipping(0)
+
+
+def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+    torch.save({"epoch": 1}, tmp_path / "0001.ckpt")
+    content = (tmp_path / "0001.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(content[: len(content) // 2])
+    assert latest_checkpoint(tmp_path) == tmp_path / "0001.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["model=Nothing"], "model/Nothing"),
+        (["task.duraton=3"], "task.duraton"),
+        (["protocol=Other.SpeakerDiarization.X"], "Other.SpeakerDiarization.X"),
+        (["registry=/no/such.yml"], "/no/such.yml"),
+        (["task.data_fraction=2", *TINY], "data_fraction must be in (0, 1], got 2"),
+        (["model.wavlm=/no/such/backbone"], "No such file or directory: /no/such/backbone"),
+        (["task=StructuredPruning", "task.teacher=/no/such.ckpt"], "No such teacher: /no/such.ckpt"),
+    ],
+)
+def test_bad_input_is_told_in_one_line(command, overrides, named, tmp_path, capsys):
+    assert command("train", *overrides, run_directory(tmp_path)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert named in errors[0]
