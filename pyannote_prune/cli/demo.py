@@ -52,8 +52,8 @@ def write_untrained_pipeline(directory: Path) -> None:
     from pyannote.audio.models.embedding import XVectorMFCC
 
     from pyannote_prune.models import WavLMSegmentation
+    from pyannote_prune.models.loading import segmentation_specifications
     from pyannote_prune.pipelines import write_pipeline
-    from pyannote_prune.pipelines.directory import segmentation_specifications
     from pyannote_prune.wavlm import PrunedWavLMConfig
 
     with torch.random.fork_rng():

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.interop import diarizen, huggingface, lightning
+from pyannote_prune.interop import diarizen, huggingface, lightning, torchaudio
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]*[\w-]")
@@ -81,7 +81,7 @@ def load_backbone(source: str | Path) -> PrunedWavLMModel:
     ----------
     source : str or Path
         A local path, or the id of a repository on the Hugging Face hub, of
-        * a pipeline directory, or a checkpoint of `WavLMSegmentation`;
+        * a pipeline directory, or a checkpoint of `WavLMSegmentation`, of SSeRiouSS or of SUPlime;
         * what `PrunedWavLMModel.save_pretrained` wrote;
         * a WavLM of `transformers`, of any size;
         * a DiariZen repository, or a backbone bundle of its pruning recipe.
@@ -116,6 +116,8 @@ def load_backbone(source: str | Path) -> PrunedWavLMModel:
         )
     content = lightning.read_checkpoint(checkpoint)
     if lightning.is_checkpoint(content):
+        if torchaudio.is_torchaudio(content):
+            return torchaudio.read_segmentation(content, checkpoint).backbone
         if not lightning.has_backbone(content):
             raise InputError(f"{checkpoint} is a pyannote checkpoint, but not of a WavLMSegmentation.")
         return lightning.backbone_from_checkpoint(content, checkpoint)

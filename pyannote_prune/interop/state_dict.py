@@ -20,6 +20,8 @@ _RENAMED = (
     (r"^wavlm\.", ""),
     (r"^encoder\.feature_projection\.", "feature_projection."),
     (r"^encoder\.transformer\.", "encoder."),
+    (r"\.attention\.attention\.in_proj_", ".attention.qkv_proj."),
+    (r"\.attention\.attention\.", ".attention."),
     (r"^feature_extractor\.dummy_weight$", "feature_extractor.channel_scale"),
     (r"^encoder\.layers\.0\.attention\.rel_attn_embed\.", "encoder.rel_attn_embed."),
     (r"pos_conv_embed\.conv\.weight_g$", "pos_conv_embed.conv.parametrizations.weight.original0"),

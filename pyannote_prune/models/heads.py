@@ -17,28 +17,35 @@ class ConformerHead(nn.Module):
     in_features : int
         Number of features per frame.
     hidden_size : int, optional
-        Width of the Conformer, and of the output.
+        Width of the Conformer. None for that of the features, without projection nor normalisation.
     ffn_dim, num_heads, num_layers : int, optional
         Feed-forward width, attention heads and number of its layers.
     kernel_size : int, optional
         Size of its depthwise convolutions, an odd number of frames.
     dropout : float, optional
+    linear_size, num_linear_layers : int, optional
+        Width and number of linear layers that follow. Defaults to none.
     """
 
     def __init__(
         self,
         in_features: int,
-        hidden_size: int = 256,
+        hidden_size: int | None = 256,
         ffn_dim: int = 1024,
         num_heads: int = 4,
         num_layers: int = 4,
         kernel_size: int = 31,
         dropout: float = 0.1,
+        linear_size: int = 128,
+        num_linear_layers: int = 0,
     ) -> None:
         super().__init__()
-        self.out_features = hidden_size
-        self.projection = nn.Linear(in_features, hidden_size)
-        self.layer_norm = nn.LayerNorm(hidden_size)
+        self.projection = self.layer_norm = None
+        if hidden_size is None:
+            hidden_size = in_features
+        else:
+            self.projection = nn.Linear(in_features, hidden_size)
+            self.layer_norm = nn.LayerNorm(hidden_size)
         self.conformer = torchaudio.models.Conformer(
             input_dim=hidden_size,
             num_heads=num_heads,
@@ -47,14 +54,19 @@ class ConformerHead(nn.Module):
             depthwise_conv_kernel_size=kernel_size,
             dropout=dropout,
         )
+        sizes = [hidden_size] + [linear_size] * num_linear_layers
+        self.out_features = sizes[-1]
+        self.linear = _linear_layers(sizes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(batch, frames, in_features) -> (batch, frames, hidden_size)"""
-        x = self.layer_norm(self.projection(features)).transpose(0, 1)
+        """(batch, frames, in_features) -> (batch, frames, out_features)"""
+        if self.projection is not None and self.layer_norm is not None:
+            features = self.layer_norm(self.projection(features))
+        x = features.transpose(0, 1)
         # layer by layer: chunks are never padded, so that no mask is needed
         for layer in self.conformer.conformer_layers:
             x = layer(x, None)
-        return x.transpose(0, 1)
+        return self.linear(x.transpose(0, 1))
 
 
 class LSTMHead(nn.Module):
@@ -91,11 +103,22 @@ class LSTMHead(nn.Module):
         )
         sizes = [hidden_size * (2 if bidirectional else 1)] + [linear_size] * num_linear_layers
         self.out_features = sizes[-1]
-        self.linear = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
+        self.linear = _linear_layers(sizes)
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, frames, in_features) -> (batch, frames, out_features)"""
         x, _ = self.lstm(features)
-        for linear in self.linear:
+        return self.linear(x)
+
+
+class _LinearLayers(nn.ModuleList):
+    """Linear layers, each followed by a leaky rectifier"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for linear in self:
             x = F.leaky_relu(linear(x))
         return x
+
+
+def _linear_layers(sizes: list[int]) -> _LinearLayers:
+    return _LinearLayers(nn.Linear(before, after) for before, after in pairwise(sizes))

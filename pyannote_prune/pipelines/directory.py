@@ -13,42 +13,16 @@ from typing import Any
 
 import yaml
 from pyannote.audio import Model
-from pyannote.audio.core.task import Problem, Resolution, Specifications
 
-from pyannote_prune import models
 from pyannote_prune.errors import InputError
-from pyannote_prune.interop import diarizen, export_transformers, lightning, load_backbone
-from pyannote_prune.interop.sources import HUB_ID, locate, segmentation_checkpoint
-from pyannote_prune.interop.state_dict import load_checked
-from pyannote_prune.models import WavLMSegmentation, save_checkpoint
+from pyannote_prune.interop import diarizen, export_transformers, load_backbone
+from pyannote_prune.interop.sources import HUB_ID, locate
+from pyannote_prune.models import load_segmentation, save_checkpoint
+from pyannote_prune.models.loading import from_diarizen
 from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING, DEFAULT_PARAMETERS
 
 # DiariZen's settings that pyannote's VBx has as constants
 _VBX_CONSTANTS = {"ahc_criterion": "distance", "lda_dim": 128, "max_iters": 20}
-
-
-def segmentation_specifications(
-    duration: float, max_speakers_per_chunk: int, max_speakers_per_frame: int
-) -> Specifications:
-    """Specifications of a powerset speaker segmentation model
-
-    Parameters
-    ----------
-    duration : float
-        Duration of chunks, in seconds.
-    max_speakers_per_chunk, max_speakers_per_frame : int
-        How many speakers a chunk has at most, and how many of them speak at once.
-    """
-    return Specifications(
-        problem=Problem.MONO_LABEL_CLASSIFICATION,
-        resolution=Resolution.FRAME,
-        duration=duration,
-        min_duration=None,
-        warm_up=(0.0, 0.0),
-        classes=[f"speaker#{index + 1}" for index in range(max_speakers_per_chunk)],
-        powerset_max_classes=max_speakers_per_frame,
-        permutation_invariant=True,
-    )
 
 
 def write_pipeline(
@@ -141,7 +115,7 @@ def convert(
     Parameters
     ----------
     source : str or Path
-        DiariZen repository, checkpoint of one of our segmentation models, or anything that
+        Anything that [`load_segmentation`][pyannote_prune.models.load_segmentation] or
         [`load_backbone`][pyannote_prune.interop.load_backbone] takes.
     destination : Path
         Written only once complete; must not exist, or be an empty directory.
@@ -180,46 +154,18 @@ def _reader(path: Path, embedding: str | Path, to_transformers: bool) -> Callabl
         backbone = load_backbone(path)
         return lambda directory: export_transformers(backbone, directory)
 
-    if path.is_file() and diarizen.is_diarizen(path.parent) and path.name == diarizen.WEIGHTS:
+    if path.is_file() and path.name == diarizen.WEIGHTS and diarizen.is_diarizen(path.parent):
         path = path.parent
     if path.is_dir() and diarizen.is_diarizen(path):
-        return _read_diarizen(path, embedding)
+        repository = diarizen.read_repository(path)
+        diarizen_model = from_diarizen(repository, path)
+        options, parameters, plda = _pipeline_settings(repository, path)
+        return lambda directory: write_pipeline(directory, diarizen_model, embedding, plda, options, parameters)
 
-    checkpoint = segmentation_checkpoint(path)
-    if checkpoint is not None:
-        content = lightning.read_checkpoint(checkpoint)
-        if lightning.is_checkpoint(content):
-            model = _restore(content, checkpoint)
-            return lambda directory: write_pipeline(directory, model, embedding)
-
-    backbone = load_backbone(path)
-    return backbone.save_pretrained
-
-
-def _restore(content: dict[str, Any], source: Path) -> Model:
-    """Rebuild one of our segmentation models out of its checkpoint."""
-    name = content["pyannote.audio"]["architecture"]["class"]
-    if name not in ("WavLMSegmentation", "FbankSegmentation"):
-        raise InputError(f"{source} holds a {name}: only WavLMSegmentation and FbankSegmentation can be converted.")
-    model = getattr(models, name)(**content["hyper_parameters"])
-    model.specifications = content["pyannote.audio"]["specifications"]
-    model.setup()
-    load_checked(model, content["state_dict"], source)
-    return model
-
-
-def _read_diarizen(path: Path, embedding: str | Path) -> Callable[[Path], None]:
-    repository = diarizen.read_repository(path)
-    model = WavLMSegmentation(wavlm=repository.backbone.config, head="conformer", head_args=repository.conformer)
-    model.specifications = segmentation_specifications(
-        repository.duration, repository.max_speakers_per_chunk, repository.max_speakers_per_frame
-    )
-    model.setup()
-    backbone = {f"wavlm.{key}": tensor for key, tensor in repository.backbone.state_dict().items()}
-    load_checked(model, {**backbone, **repository.head_state}, path / diarizen.WEIGHTS)
-
-    options, parameters, plda = _pipeline_settings(repository, path)
-    return lambda directory: write_pipeline(directory, model, embedding, plda, options, parameters)
+    model = load_segmentation(path)
+    if model is not None:
+        return lambda directory: write_pipeline(directory, model, embedding)
+    return load_backbone(path).save_pretrained
 
 
 def _pipeline_settings(

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pyannote.audio import Model
 from pyannote.audio.utils.permutation import permutate
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.models import WavLMSegmentation
+from pyannote_prune.models import WavLMSegmentation, load_segmentation
 from pyannote_prune.models.segmentation import HEAD_KEYS
 from pyannote_prune.pruning import UNIT_KINDS, Gates, SparsityController, attach_gates, total_cost
 from pyannote_prune.pruning.cost import SAMPLE_RATE
@@ -59,7 +58,8 @@ class StructuredPruning(SpeakerDiarization):
     ----------
     protocol : SpeakerDiarizationProtocol
     teacher : str, Path or WavLMSegmentation
-        Fine-tuned model to imitate: a checkpoint, as `Model.from_pretrained` takes it, or a model.
+        Fine-tuned model to imitate, or anything that
+        [`load_segmentation`][pyannote_prune.models.load_segmentation] understands.
     target : float, optional
         Sparsity to reach, in [0, 1), relative to the backbone of the teacher. None not to prune.
         Defaults to 0.8.
@@ -117,12 +117,10 @@ class StructuredPruning(SpeakerDiarization):
         max_nan_steps: int = 10,
         **kwargs: Any,
     ) -> None:
-        if isinstance(teacher, (str, Path)):
-            if not Path(teacher).exists():
-                raise InputError(f"No such teacher: {teacher}.")
-            teacher = Model.from_pretrained(teacher)
-        if not isinstance(teacher, WavLMSegmentation):
-            raise InputError(f"The teacher must be a WavLMSegmentation, got {type(teacher).__name__}.")
+        model = load_segmentation(teacher) if isinstance(teacher, (str, Path)) else teacher
+        if not isinstance(model, WavLMSegmentation):
+            raise InputError(f"The teacher must be a WavLMSegmentation, got {type(model).__name__}.")
+        teacher = model
         specifications = teacher.specifications
         kwargs.setdefault("duration", specifications.duration)
         kwargs.setdefault("max_speakers_per_chunk", len(specifications.classes))

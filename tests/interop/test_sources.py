@@ -11,7 +11,7 @@ from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 from pyannote_prune.errors import InputError
 from pyannote_prune.interop import load_backbone
 from pyannote_prune.models import save_checkpoint
-from pyannote_prune.pipelines.directory import segmentation_specifications
+from pyannote_prune.models.loading import segmentation_specifications
 from tests.conftest import FIXTURES
 
 

@@ -12,7 +12,7 @@ from pyannote.core.utils.helper import get_class_by_name
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import FbankSegmentation, WavLMSegmentation, save_checkpoint
-from pyannote_prune.pipelines.directory import segmentation_specifications
+from pyannote_prune.models.loading import segmentation_specifications
 from tests.conftest import CHECKPOINTS, FIXTURES
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"

@@ -12,7 +12,7 @@ from pyannote.database.util import load_rttm
 from pyannote_prune import PrunedWavLMConfig
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import WavLMSegmentation, save_checkpoint
-from pyannote_prune.pipelines.directory import segmentation_specifications
+from pyannote_prune.models.loading import segmentation_specifications
 from pyannote_prune.pruning import cut, total_cost
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning, distillation_loss
 from tests.conftest import SAMPLE

@@ -136,7 +136,7 @@ def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
         (["registry=/no/such.yml"], "/no/such.yml"),
         (["task.data_fraction=2", *TINY], "data_fraction must be in (0, 1], got 2"),
         (["model.wavlm=/no/such/backbone"], "No such file or directory: /no/such/backbone"),
-        (["task=StructuredPruning", "task.teacher=/no/such.ckpt"], "No such teacher: /no/such.ckpt"),
+        (["task=StructuredPruning", "task.teacher=/no/such.ckpt"], "No such file or directory: /no/such.ckpt"),
     ],
 )
 def test_bad_input_is_told_in_one_line(command, overrides, named, tmp_path, capsys):
