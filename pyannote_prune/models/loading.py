@@ -15,6 +15,7 @@ from pyannote_prune.interop import diarizen, lightning, torchaudio
 from pyannote_prune.interop.sources import locate, segmentation_checkpoint
 from pyannote_prune.interop.state_dict import load_checked
 from pyannote_prune.models.segmentation import FbankSegmentation, WavLMSegmentation
+from pyannote_prune.pruning import Gates, attach_gates, cut
 from pyannote_prune.wavlm import PrunedWavLMModel
 
 _OURS = {"WavLMSegmentation": WavLMSegmentation, "FbankSegmentation": FbankSegmentation}
@@ -57,7 +58,8 @@ def load_segmentation(source: str | Path) -> Model | None:
     Returns
     -------
     model : WavLMSegmentation or FbankSegmentation
-        In evaluation mode. None when there is no segmentation model, but maybe a bare backbone.
+        In evaluation mode. The backbone of a model that was saved while it was pruned is cut.
+        None when there is no segmentation model, but maybe a bare backbone.
 
     Raises
     ------
@@ -115,5 +117,9 @@ def _assemble(
 def _complete(model: Model, specifications: Specifications, state: Mapping[str, Tensor], source: object) -> Model:
     model.specifications = specifications
     model.setup()
+    kinds = {key.split(".")[2] for key in state if key.startswith("wavlm.gates.")}
+    if kinds:  # pruning was under way
+        attach_gates(model.wavlm, Gates(model.wavlm.config, kinds))
+        state = {key: tensor for key, tensor in state.items() if not key.startswith("sparsity.")}
     load_checked(model, state, source)
-    return model.eval()
+    return model.with_backbone(cut(model.wavlm)).eval() if kinds else model.eval()

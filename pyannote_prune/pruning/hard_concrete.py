@@ -57,7 +57,9 @@ class HardConcrete(nn.Module):
         self.temperature = temperature
         self.stretch = stretch
         self.min_open = min_open
-        self.multiple_of = multiple_of
+        # kept with the weights: it decides what evaluation mode closes
+        self.multiple_of: Tensor
+        self.register_buffer("multiple_of", torch.tensor(multiple_of))
         # where P(closed) crosses: log_alpha = temperature * log(-left / right) + logit(P(open))
         mean = temperature * math.log(-stretch[0] / stretch[1]) + math.log((1 - drop_rate) / drop_rate)
         self.log_alpha = nn.Parameter(mean + 0.01 * torch.randn(num_units))
@@ -70,9 +72,10 @@ class HardConcrete(nn.Module):
     def num_open(self) -> int:
         """How many gates are open in evaluation mode."""
         expected = round(self.open_probability().sum().item())
-        if self.multiple_of > 1:
+        multiple_of = int(self.multiple_of)
+        if multiple_of > 1:
             # the nearest multiple, but never nothing where something is expected
-            rounded = max(round(expected / self.multiple_of), 1) * self.multiple_of if expected else 0
+            rounded = max(round(expected / multiple_of), 1) * multiple_of if expected else 0
             expected = min(rounded, self.num_units)
         return max(expected, self.min_open)
 

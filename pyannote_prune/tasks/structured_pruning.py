@@ -280,7 +280,9 @@ class StructuredPruning(SpeakerDiarization):
                 )
             return None
         self.num_nan_steps = 0
-        self.model.log_dict(logged, on_step=True, on_epoch=False)
+        shown = ("sparsity/expected", "sparsity/target")
+        for name, value in logged.items():
+            self.model.log(name, value, on_step=True, on_epoch=False, prog_bar=name in shown)
         self.model.log("loss/train", loss, on_step=False, on_epoch=True)
         return {"loss": loss}
 

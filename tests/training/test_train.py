@@ -4,7 +4,8 @@ from omegaconf import OmegaConf
 from pyannote.audio import Model
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.models import WavLMSegmentation
+from pyannote_prune.models import WavLMSegmentation, load_segmentation
+from pyannote_prune.pruning import total_cost
 from pyannote_prune.training.application import configure_optimizers, latest_checkpoint
 from pyannote_prune.training.callbacks import PercentileGradientClipping
 from tests.training.conftest import TINY
@@ -59,7 +60,9 @@ def test_prunes(command, tmp_path):
             "task.batch_size=4",
             "model=pretrained",
             f"model.checkpoint={teacher}",
-            "trainer.max_epochs=2",
+            "task.warmup_steps=5",
+            "task.gate_lr=0.1",
+            "trainer.max_epochs=4",
             run_directory(tmp_path / "pruned"),
         )
         == 0
@@ -68,6 +71,11 @@ def test_prunes(command, tmp_path):
     assert "sparsity.lambda1" in state
     assert any(key.startswith("wavlm.gates.heads.") for key in state)
     assert not any(key.startswith("wavlm.gates.channels.") for key in state)
+
+    # what `convert` makes of it is cut
+    model = load_segmentation(tmp_path / "pruned" / "last.ckpt")
+    assert model.wavlm.config.conv_dim == [16] * 7
+    assert total_cost(model.wavlm.config).params < total_cost(load_segmentation(teacher).wavlm.config).params
 
 
 def test_several_runs(command, tmp_path):
