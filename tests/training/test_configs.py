@@ -1,0 +1,39 @@
+"""The configuration tree: every recipe composes, every corpus is understood by pyannote.database."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from pyannote.database.registry import Registry
+
+from pyannote_prune.pruning import UNIT_KINDS
+from pyannote_prune.training.application import config_directory
+
+RECIPES = sorted(path.stem for path in (config_directory() / "recipe").glob("*.yaml"))
+CORPORA = sorted(path.stem for path in (config_directory() / "database").glob("*.yml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe(recipe):
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        protocol = [] if recipe.endswith("compound") else ["protocol=X.SpeakerDiarization.Y"]
+        config = compose("compress", [f"recipe={recipe}", "directory=somewhere", *protocol])
+    assert config.protocol.startswith("X.SpeakerDiarization.")
+    assert config.model.wavlm == ("microsoft/wavlm-large" if "large" in recipe else "microsoft/wavlm-base-plus")
+    targets = [phase.task.target for phase in config.prune]
+    assert targets == sorted(targets)
+    if "module-wise" not in recipe:
+        assert targets[-1] == (0.9 if "s90" in recipe else 0.8)
+    for phase in config.prune:
+        assert set(phase.task.kinds) <= set(UNIT_KINDS)
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_database(name):
+    registry = Registry()
+    registry.load_database(config_directory() / "database" / f"{name}.yml")
+    if name == "compound":
+        compound = registry.get_protocol("X.SpeakerDiarization.Compound")
+        assert compound.name == "X.SpeakerDiarization.Compound"
+        assert set(registry.databases) >= set(CORPORA) - {"compound"}
+    else:
+        protocols = registry.get_database(name).get_protocols("SpeakerDiarization")
+        assert len(protocols) == 1
