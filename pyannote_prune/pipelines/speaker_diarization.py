@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pyannote.audio.core.io import AudioFile
 from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiarization
@@ -108,20 +109,27 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             raise InputError("VBxClustering needs a plda: a directory, a hub id, or a PLDA.")
         if median_filter is not None and (median_filter < 1 or median_filter % 2 == 0):
             raise InputError(f"median_filter must be an odd number of frames, got {median_filter}.")
-        super().__init__(
-            legacy=legacy,
-            segmentation=segmentation,
-            segmentation_step=segmentation_step,
-            embedding=embedding,
-            embedding_exclude_overlap=embedding_exclude_overlap,
-            plda=plda if clustering == "VBxClustering" else _NoPLDA(),
-            clustering=clustering,
-            embedding_batch_size=embedding_batch_size,
-            segmentation_batch_size=segmentation_batch_size,
-            der_variant=der_variant,
-            token=token,
-            cache_dir=cache_dir,
-        )
+        try:
+            super().__init__(
+                legacy=legacy,
+                segmentation=segmentation,
+                segmentation_step=segmentation_step,
+                embedding=embedding,
+                embedding_exclude_overlap=embedding_exclude_overlap,
+                plda=plda if clustering == "VBxClustering" else _NoPLDA(),
+                clustering=clustering,
+                embedding_batch_size=embedding_batch_size,
+                segmentation_batch_size=segmentation_batch_size,
+                der_variant=der_variant,
+                token=token,
+                cache_dir=cache_dir,
+            )
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            raise InputError(
+                f"A model could not be downloaded from the hub ({type(error).__name__}; segmentation: {segmentation}, "
+                f"embedding: {embedding}). Without network, use local ones: `convert --embedding FILE` puts an "
+                "embedding into the pipeline directory."
+            ) from error
         self.median_filter = median_filter
         self.channel = channel
         self.min_speakers = min_speakers

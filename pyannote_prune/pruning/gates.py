@@ -190,8 +190,8 @@ def attach_gates(model: PrunedWavLMModel, gates: Gates) -> None:
                 _hook(model, getattr(layer, kind).register_forward_hook(scale_output))
 
 
-def detach_gates(model: PrunedWavLMModel) -> Gates:
-    """Undo [`attach_gates`][]; the backbone is as before, its weights aside
+def gates_of(model: PrunedWavLMModel) -> Gates:
+    """Gates attached to a backbone
 
     Raises
     ------
@@ -200,7 +200,19 @@ def detach_gates(model: PrunedWavLMModel) -> Gates:
     """
     gates = getattr(model, "gates", None)
     if not isinstance(gates, Gates):
-        raise InputError("This backbone has no gates.")
+        raise InputError("This backbone has no gates: attach some first.")
+    return gates
+
+
+def detach_gates(model: PrunedWavLMModel) -> Gates:
+    """Undo [`attach_gates`][]; the backbone is as before, its weights aside
+
+    Raises
+    ------
+    InputError
+        When the backbone has no gates.
+    """
+    gates = gates_of(model)
     del model.gates
     for handle in model.__dict__.pop("_gate_hooks"):
         handle.remove()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyannote_prune.errors import InputError
-from pyannote_prune.pruning.gates import Gates
+from pyannote_prune.pruning.gates import Gates, gates_of
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 
 
@@ -37,9 +36,7 @@ def cut(model: PrunedWavLMModel) -> PrunedWavLMModel:
     InputError
         When the backbone has no gates.
     """
-    gates = getattr(model, "gates", None)
-    if not isinstance(gates, Gates):
-        raise InputError("This backbone has no gates to cut along: attach some first.")
+    gates = gates_of(model)
     was_training = gates.training
     gates.eval()
     gates.draw()

@@ -13,7 +13,8 @@ from pyannote.audio.pipelines import SpeakerDiarization as Upstream
 from pyannote.core import Annotation
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.pipelines import SpeakerDiarization
+from pyannote_prune.pipelines import SpeakerDiarization, convert
+from tests.conftest import FIXTURES
 
 HYPER_PARAMETERS = {
     "segmentation": {"min_duration_off": 0.0},
@@ -159,6 +160,12 @@ def test_caches_of_optimisation_reach_the_file(untrained, short):
     assert {"training_cache/segmentation", "training_cache/embeddings"} <= file.keys()
     assert "waveform" not in file
     assert pipeline(file).speaker_diarization == first
+
+
+def test_hub_out_of_reach(tmp_path):
+    convert(FIXTURES / "base-pruned", tmp_path / "out")
+    with pytest.raises(InputError, match=r"wespeaker-voxceleb.*convert --embedding FILE"):
+        Pipeline.from_pretrained(tmp_path / "out")
 
 
 def test_bad_options(untrained):
