@@ -91,6 +91,33 @@ class SparsityController(nn.Module):
         """Sparsity of the compact backbone, were it cut now"""
         return float(self._sparsity(self.gates.open_units()))
 
+    @torch.no_grad()
+    def settle(self) -> float:
+        """Bring what would be cut to the target: the multipliers keep sparsity near it, not on it
+
+        All gates are shifted alike, which moves the undecided ones across the line and leaves the
+        decided ones where they are.
+
+        Returns
+        -------
+        sparsity : float
+            Sparsity of the compact backbone, as near to the target as whole units allow.
+        """
+        parameters = list(self.gates.parameters())
+        start = [parameter.clone() for parameter in parameters]
+
+        def distance(shift: float) -> float:
+            for parameter, value in zip(parameters, start):
+                parameter.copy_(value + shift)
+            return self.sparsity() - self.target
+
+        low, high = -100.0, 100.0  # too sparse, too dense
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if distance(middle) > 0 else (low, middle)
+        distance(min((low, high, 0.0), key=lambda shift: abs(distance(shift))))
+        return self.sparsity()
+
     def _sparsity(self, units: Units) -> Tensor:
         cost = getattr(total_cost(self.gates.config, units, self.num_samples), self.objective)
         return 1 - torch.as_tensor(cost) / self.reference

@@ -80,6 +80,7 @@ def compress(config: DictConfig) -> None:
             epochs = _scores(folder)
             chosen = after_the_peak([score for _, score in epochs], config.average)
             student.load_state_dict(average_checkpoints([epochs[epoch][0] for epoch in chosen]))
+            student.sparsity.settle()
             return student.with_backbone(cut(student.wavlm))
 
         return run

@@ -269,6 +269,26 @@ def test_controller_reaches_its_target(objective, target):
     assert controller.sparsity() == pytest.approx(target, abs=0.02)
 
 
+@pytest.mark.parametrize("objective", ["params", "macs"])
+@pytest.mark.parametrize("target", [0.3, 0.8])
+def test_settles_on_its_target(objective, target):
+    torch.manual_seed(0)
+    config = small_config(intermediate_sizes=400, conv_dim=[40] * 7)
+    gates = Gates(config, ["channels", "heads", "intermediate"])
+    set_gates(gates, "undecided", 0)
+    decided = gates.find("intermediate", 0).log_alpha
+    decided.data[:100], decided.data[100:200] = 300.0, -300.0
+    controller = SparsityController(gates, target, 0, objective=objective)
+    assert abs(controller.sparsity() - target) > 0.01
+    assert controller.settle() == pytest.approx(target, abs=0.01)
+    model = noisy_backbone(config)
+    attach_gates(model, gates)
+    assert 1 - getattr(total_cost(cut(model).config), objective) / controller.reference == controller.sparsity()
+    is_open = gates.find("intermediate", 0).is_open()
+    assert is_open[:100].all()
+    assert not is_open[100:200].any()
+
+
 def test_sparsity_relative_to_a_dense_reference():
     config = small_config()
     pruned = small_config(remaining_heads=[[0], [1]], intermediate_sizes=8)

@@ -42,6 +42,10 @@ def test_the_whole_recipe_and_again(command, untrained, short, tmp_path, capsys)
     assert command("compress", *arguments(directory, untrained / "embedding")) == 0
     dense, half, pruned, distilled, final = (load_backbone(directory / stage / "model.bin") for stage in STAGES)
     assert total_cost(pruned.config).params < total_cost(half.config).params < total_cost(dense.config).params
+    for backbone, target in ((half, 0.3), (pruned, 0.75)):
+        assert 1 - total_cost(backbone.config).params / total_cost(dense.config).params == pytest.approx(
+            target, abs=0.03
+        )
     assert pruned.config.shape_dict() == distilled.config.shape_dict() == final.config.shape_dict()
     Pipeline.from_pretrained(directory / "pipeline")(short)
 
