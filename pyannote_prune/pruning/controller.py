@@ -12,6 +12,14 @@ from pyannote_prune.pruning.gates import Gates
 OBJECTIVES = ("params", "macs")
 
 
+def check_target(target: float, objective: str) -> None:
+    """Raise an `InputError` when a target sparsity, or what it is measured in, is out of range."""
+    if objective not in OBJECTIVES:
+        raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
+    if not 0 <= target < 1:
+        raise InputError(f"The target sparsity must be in [0, 1), got {target}.")
+
+
 class SparsityController(nn.Module):
     """Sparsity of a gated backbone, and the penalty that brings it to a target
 
@@ -51,10 +59,7 @@ class SparsityController(nn.Module):
         reference: Cost | None = None,
     ) -> None:
         super().__init__()
-        if objective not in OBJECTIVES:
-            raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
-        if not 0 <= target < 1:
-            raise InputError(f"The target sparsity must be in [0, 1), got {target}.")
+        check_target(target, objective)
         if warmup_steps < 0:
             raise InputError(f"warmup_steps must not be negative, got {warmup_steps}.")
         self.target = target

@@ -15,6 +15,7 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.models import WavLMSegmentation, load_segmentation
 from pyannote_prune.models.segmentation import HEAD_KEYS
 from pyannote_prune.pruning import UNIT_KINDS, Gates, SparsityController, attach_gates, total_cost
+from pyannote_prune.pruning.controller import check_target
 from pyannote_prune.pruning.cost import SAMPLE_RATE
 from pyannote_prune.tasks.speaker_diarization import SpeakerDiarization
 
@@ -153,7 +154,8 @@ class StructuredPruning(SpeakerDiarization):
         self.max_nan_steps = max_nan_steps
         self.num_nan_steps = 0
         if target is not None:  # at the door, rather than once the data is prepared
-            self._controller(Gates(teacher.wavlm.config, self.kinds, drop_rate, multiple_of), warmup_steps or 0)
+            check_target(target, objective)
+            Gates(teacher.wavlm.config, self.kinds, drop_rate, multiple_of)
 
     def _controller(self, gates: Gates, warmup_steps: int) -> SparsityController:
         assert self.target is not None

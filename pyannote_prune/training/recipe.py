@@ -85,9 +85,12 @@ def compress(config: DictConfig) -> None:
 
         return run
 
-    dense = _stage(
-        directory / "1-finetune", finetune(lambda: instantiate(config.model, _convert_="all"), config.finetune)
-    )
+    def start() -> Model:
+        return instantiate(config.model, _convert_="all")
+
+    # without fine-tuning, what the run starts from is the teacher
+    first = finetune(start, config.finetune) if config.get("finetune") else lambda folder: start()
+    dense = _stage(directory / "1-finetune", first)
     pruned = dense
     for number, phase in enumerate(config.prune, start=1):
         pruned = _stage(directory / f"2-prune-{number}", prune(pruned, phase))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchaudio
-import yaml
+from omegaconf import OmegaConf
 from pyannote.audio import Model
 from pyannote.core.utils.helper import get_class_by_name
 
@@ -152,7 +152,7 @@ def test_fbank_is_a_mel_filterbank():
 
 @pytest.mark.parametrize("name", ["FbankSegmentation", "WavLMSegmentation"])
 def test_packaged_configuration(name, tmp_path):
-    arguments = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    arguments = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{name}.yaml"), resolve=True)
     target = get_class_by_name(arguments.pop("_target_"))
     if "wavlm" in arguments:
         PrunedWavLMModel(SHAPE).save_pretrained(tmp_path)

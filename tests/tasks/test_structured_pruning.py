@@ -237,7 +237,6 @@ def test_steps_without_a_loss_are_skipped(protocol):
     [
         ({"kinds": ["neurons"]}, "'neurons'"),
         ({"target": 1.0}, r"\[0, 1\), got 1.0"),
-        ({"kinds": ["heads"], "target": 0.9}, "out of reach"),
         ({"distilled_layers": [0, 4]}, "between 0 and 3.*got 4"),
         ({"data_fraction": 0.0}, r"\(0, 1\], got 0.0"),
         ({"objective": "seconds"}, "'seconds'"),
@@ -251,6 +250,8 @@ def test_bad_arguments_are_refused_at_the_door(arguments, named, protocol):
 def test_bad_models_and_protocols_are_refused_before_the_first_step(protocol, tmp_path):
     with pytest.raises(InputError, match="same hidden_size, got 32 and 16"):
         fit(segmentation(hidden_size=16), task(protocol, segmentation()), max_steps=1)
+    with pytest.raises(InputError, match=r"90.0% in params is out of reach.*\(heads\)"):
+        fit(segmentation(), task(protocol, segmentation(), kinds=["heads"], target=0.9), max_steps=1)
     with pytest.raises(InputError, match="student's head differs"):
         fit(segmentation(), task(protocol, segmentation(max_speakers_per_chunk=4)), max_steps=1)
     with pytest.raises(InputError, match="no training files"):

@@ -64,6 +64,21 @@ def test_the_whole_recipe_and_again(command, untrained, short, tmp_path, capsys)
     assert command("compress", *arguments(directory, untrained / "embedding"), "seed=1") == 2
     assert "run of another configuration" in capsys.readouterr().err
 
+    # from a teacher as it is, one kind of module at a time
+    teacher = directory / "1-finetune" / "model.bin"
+    again = tmp_path / "again"
+    given = [argument for argument in arguments(again, untrained / "embedding") if "model." not in argument]
+    given = [argument.replace("progressive", "module-wise") for argument in given if "finetune." not in argument]
+    given = [argument for argument in given if "target" not in argument]
+    targets = ("prune.0.task.target=0.4", "prune.1.task.target=0.45", "finetune_pruned.trainer.max_epochs=1")
+    start = ("model=pretrained", f"model.checkpoint={teacher}", "finetune=null")
+    assert command("compress", *given, *targets, *start) == 0
+    transformer, both = (load_backbone(again / f"2-prune-{phase}" / "model.bin").config for phase in (1, 2))
+    assert transformer.conv_dim == dense.config.conv_dim
+    assert sum(both.conv_dim) < sum(dense.config.conv_dim)
+    assert both.intermediate_sizes == transformer.intermediate_sizes
+    assert Pipeline.from_pretrained(again / "pipeline").klustering == "AgglomerativeClustering"
+
 
 @pytest.mark.slow
 def test_killed_in_each_stage(registry, untrained, tmp_path):
