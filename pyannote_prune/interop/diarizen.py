@@ -95,6 +95,12 @@ def is_diarizen(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
+def repository_of(path: Path) -> Path | None:
+    """The DiariZen repository that a path stands for: itself, or that of its weights; None when there is none."""
+    directory = path.parent if path.name == WEIGHTS and path.is_file() else path
+    return directory if is_diarizen(directory) else None
+
+
 def shape_from_original(config: Mapping[str, Any]) -> PrunedWavLMConfig:
     """Translate DiariZen's configuration of a WavLM (`wavlm_config.json`, or "config" in a bundle)
 

@@ -67,10 +67,9 @@ def load_segmentation(source: str | Path) -> Model | None:
         When the source is missing, damaged or unsafe to read, or holds another model.
     """
     path = locate(source)
-    if path.is_file() and path.name == diarizen.WEIGHTS and diarizen.is_diarizen(path.parent):
-        path = path.parent
-    if path.is_dir() and diarizen.is_diarizen(path):
-        return from_diarizen(diarizen.read_repository(path), path)
+    directory = diarizen.repository_of(path)
+    if directory is not None:
+        return from_diarizen(diarizen.read_repository(directory), directory)
 
     checkpoint = segmentation_checkpoint(path)
     if checkpoint is None:

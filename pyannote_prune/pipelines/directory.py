@@ -154,12 +154,11 @@ def _reader(path: Path, embedding: str | Path, to_transformers: bool) -> Callabl
         backbone = load_backbone(path)
         return lambda directory: export_transformers(backbone, directory)
 
-    if path.is_file() and path.name == diarizen.WEIGHTS and diarizen.is_diarizen(path.parent):
-        path = path.parent
-    if path.is_dir() and diarizen.is_diarizen(path):
-        repository = diarizen.read_repository(path)
-        diarizen_model = from_diarizen(repository, path)
-        options, parameters, plda = _pipeline_settings(repository, path)
+    source = diarizen.repository_of(path)
+    if source is not None:
+        repository = diarizen.read_repository(source)
+        diarizen_model = from_diarizen(repository, source)
+        options, parameters, plda = _pipeline_settings(repository, source)
         return lambda directory: write_pipeline(directory, diarizen_model, embedding, plda, options, parameters)
 
     model = load_segmentation(path)

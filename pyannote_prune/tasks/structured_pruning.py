@@ -229,13 +229,14 @@ class StructuredPruning(SpeakerDiarization):
             groups += self.controller.parameter_groups(self.gate_lr)
         return torch.optim.AdamW(groups)
 
-    def _distil(self, waveforms: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Distillation loss, and all hidden states of the student."""
+    def _distil(self, waveforms: Tensor, states: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Distillation loss, and all hidden states of the student, computed unless they are given."""
         if self.teacher.device != waveforms.device:
             self.teacher.to(waveforms.device)
         with torch.no_grad():
             wanted = self.teacher.wavlm(waveforms).hidden_states
-        states = self.model.wavlm(waveforms).hidden_states
+        if states is None:
+            states = self.model.wavlm(waveforms).hidden_states
         loss = distillation_loss(
             [states[layer] for layer in self.distilled_layers],
             [wanted[layer] for layer in self.distilled_layers],
@@ -313,8 +314,13 @@ class StructuredPruning(SpeakerDiarization):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Diarization error of the student through the teacher's head, distillation loss, sparsity"""
-        super().validation_step(batch, batch_idx)
-        distillation, _ = self._distil(batch["X"][:, 0])
+        computed: list[Any] = []
+        hook = self.model.wavlm.register_forward_hook(lambda module, inputs, output: computed.append(output))
+        try:
+            super().validation_step(batch, batch_idx)
+        finally:
+            hook.remove()
+        distillation, _ = self._distil(batch["X"][:, 0], computed[-1].hidden_states)
         self.model.log("loss/distillation/val", distillation, on_step=False, on_epoch=True, sync_dist=True)
         if self.controller is not None:
             self.model.log("sparsity/measured", self.controller.sparsity(), on_step=False, on_epoch=True)

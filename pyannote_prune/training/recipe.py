@@ -52,9 +52,7 @@ def compress(config: DictConfig) -> None:
 
     def finetune(start: Callable[[], Model], section: DictConfig) -> Callable[[Path], Model]:
         def run(folder: Path) -> Model:
-            task = SpeakerDiarization(
-                protocol, augmentation=load_augmentation(config), **_plain(config.task), **_plain(section.get("task"))
-            )
+            task = SpeakerDiarization(protocol, augmentation=load_augmentation(config), **_task(config, section))
             checkpoint = fit(start(), task, _settings(config, section), folder)
             return Model.from_pretrained(checkpoint.best_model_path)
 
@@ -63,7 +61,7 @@ def compress(config: DictConfig) -> None:
     def distil(start: Path, section: DictConfig) -> Callable[[Path], Model]:
         def run(folder: Path) -> Model:
             student = _load(start)
-            task = StructuredPruning(protocol, dense, target=None, **_plain(config.task), **_plain(section.get("task")))
+            task = StructuredPruning(protocol, dense, target=None, **_task(config, section))
             fit(student, task, _settings(config, section), folder, keep=config.average)
             # EarlyStopping may have gone past the best epochs
             best = sorted(_scores(folder), key=lambda epoch: epoch[1])[: config.average]
@@ -75,7 +73,7 @@ def compress(config: DictConfig) -> None:
     def prune(start: Path, phase: DictConfig) -> Callable[[Path], Model]:
         def run(folder: Path) -> Model:
             student = _load(start)
-            task = StructuredPruning(protocol, dense, **_plain(config.task), **_plain(phase.task))
+            task = StructuredPruning(protocol, dense, **_task(config, phase))
             fit(student, task, _settings(config, phase), folder, keep=-1, score=_DISTILLATION)
             epochs = _scores(folder)
             chosen = after_the_peak([score for _, score in epochs], config.average)
@@ -121,8 +119,13 @@ def _load(path: Path) -> WavLMSegmentation:
     return Model.from_pretrained(path)
 
 
-def _plain(section: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(section, resolve=True) if section else {}  # type: ignore[return-value]
+def _task(config: DictConfig, section: DictConfig) -> dict[str, Any]:
+    """Arguments of a stage's task: those of the run, then its own."""
+    arguments: dict[str, Any] = {}
+    for part in (config.task, section.get("task")):
+        if part:
+            arguments |= OmegaConf.to_container(part, resolve=True)  # type: ignore[arg-type]
+    return arguments
 
 
 def _settings(config: DictConfig, section: DictConfig) -> DictConfig:

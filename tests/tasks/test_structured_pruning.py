@@ -210,8 +210,8 @@ class Broken(StructuredPruning):
 
     broken = range(0)
 
-    def _distil(self, waveforms):
-        loss, states = super()._distil(waveforms)
+    def _distil(self, waveforms, states=None):
+        loss, states = super()._distil(waveforms, states)
         self.steps = getattr(self, "steps", -1) + self.model.wavlm.training
         return (loss * float("nan") if self.steps in self.broken else loss), states
 

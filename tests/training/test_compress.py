@@ -33,6 +33,7 @@ def arguments(directory, embedding):
         "prune.1.task.warmup_steps=10",
         "+prune.1.task.gate_lr=0.1",
         "distil.trainer.max_epochs=2",
+        "+distil.task.batch_size=8",
         "finetune_pruned.trainer.max_epochs=1",
     )
 
