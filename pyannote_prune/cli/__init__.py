@@ -10,10 +10,12 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from pyannote_prune.cli.benchmark import app as benchmark
 from pyannote_prune.cli.compress import compress
 from pyannote_prune.cli.convert import convert
 from pyannote_prune.cli.demo import demo
 from pyannote_prune.cli.diarize import diarize
+from pyannote_prune.cli.evaluate import evaluate
 from pyannote_prune.cli.info import info
 from pyannote_prune.cli.train import train
 from pyannote_prune.errors import InputError
@@ -25,8 +27,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (info, convert, diarize, demo):
+for command in (info, convert, diarize, evaluate, demo):
     app.command()(command)
+app.add_typer(benchmark, name="benchmark")
 # the rest of its command line is Hydra's
 for application in (train, compress):
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(application)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -38,6 +38,8 @@ def diarize(
     if output is not None and output.exists() and not output.is_dir():
         raise InputError(f"--output must be a directory, {output} is a file.")
 
+    from pyannote_prune.pipelines.directory import load_pipeline
+
     loaded = load_pipeline(pipeline, device)
     failed = 0
     for path in audio:
@@ -68,35 +70,3 @@ def diarize(
 def _uri(path: Path) -> str:
     # a field of RTTM: spaces would split it
     return "_".join(path.stem.split())
-
-
-def load_pipeline(pipeline: str, device: str) -> Any:
-    """Load a pipeline directory or hub id, onto a device."""
-    import torch
-    from pyannote.audio import Pipeline
-
-    from pyannote_prune.interop.sources import HUB_ID
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device} is not available here ({str(error).splitlines()[0]}).") from None
-
-    path = Path(pipeline)
-    if path.is_dir() and not (path / "config.yaml").is_file():
-        raise InputError(f"{path} is not a pipeline directory: it has no config.yaml. `convert` makes one.")
-    if not path.exists() and not HUB_ID.fullmatch(pipeline):
-        raise InputError(f"No such pipeline directory: {pipeline}.")
-    try:
-        loaded = Pipeline.from_pretrained(pipeline)
-    except InputError:
-        raise
-    except Exception as error:  # upstream, its libraries and the hub's client raise all kinds
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise InputError(f"{pipeline} could not be loaded ({type(error).__name__}: {reason[:200]}).") from error
-    if loaded is None:
-        raise InputError(f"{pipeline} could not be loaded.")
-    return loaded.to(target)

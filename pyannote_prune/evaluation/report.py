@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -39,6 +40,11 @@ class Column:
             if isinstance(value, (int, float)) and not isinstance(value, bool)
             else str(value)
         )
+
+
+def with_values(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Those columns that at least one row has a value for."""
+    return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
 
 
 @dataclass
@@ -75,11 +81,12 @@ class Report:
 
     def to_table(self) -> Table:
         """A table of Rich."""
-        table = Table(title=self.title, caption=self._settings())
+        table = Table(title=escape(self.title), caption=escape(self._settings()))
         for column in self.columns:
-            table.add_column(column.header, justify="right" if column.format else "left")
+            # names go on in the next line rather than end in dots
+            table.add_column(column.header, justify="right" if column.format else "left", overflow="fold")
         for row in self.rows:
-            table.add_row(*(column.show(row) for column in self.columns))
+            table.add_row(*(escape(column.show(row)) for column in self.columns))
         return table
 
     def print(self, as_json: bool = False, as_markdown: bool = False) -> None:

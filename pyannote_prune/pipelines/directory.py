@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -11,8 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from pyannote.audio import Model
+from huggingface_hub import hf_hub_download
+from pyannote.audio import Model, Pipeline
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.interop import diarizen, export_transformers, load_backbone
@@ -23,6 +26,8 @@ from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING, DEFA
 
 # DiariZen's settings that pyannote's VBx has as constants
 _VBX_CONSTANTS = {"ahc_criterion": "distance", "lda_dim": 128, "max_iters": 20}
+# files that a pipeline computes with: its README may change
+_COMPUTED_WITH = (".yaml", ".bin", ".ckpt", ".npz", ".safetensors")
 
 
 def write_pipeline(
@@ -90,6 +95,107 @@ def write_pipeline(
         "params": parameters,
     }
     (directory / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def load_pipeline(pipeline: str, device: str = "auto") -> Pipeline:
+    """Load a pipeline onto a device
+
+    Parameters
+    ----------
+    pipeline : str
+        Pipeline directory or hub id, of ours or any other of pyannote.audio's.
+    device : str, optional
+        See [`find_device`][pyannote_prune.pipelines.directory.find_device]. Defaults to "auto".
+
+    Returns
+    -------
+    pipeline : Pipeline
+
+    Raises
+    ------
+    InputError
+        When there is no such pipeline or device, or when the pipeline cannot be loaded.
+    """
+    target = find_device(device)
+    check_pipeline(pipeline)
+    try:
+        loaded = Pipeline.from_pretrained(pipeline)
+    except InputError:
+        raise
+    except Exception as error:  # upstream, its libraries and the hub's client raise all kinds
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise InputError(f"{pipeline} could not be loaded ({type(error).__name__}: {reason[:200]}).") from error
+    if loaded is None:
+        raise InputError(f"{pipeline} could not be loaded.")
+    return loaded.to(target)
+
+
+def check_pipeline(pipeline: str) -> None:
+    """Refuse what can be neither a pipeline directory nor a hub id, by an `InputError`."""
+    path = Path(pipeline)
+    if path.is_dir() and not (path / "config.yaml").is_file():
+        raise InputError(f"{path} is not a pipeline directory: it has no config.yaml. `convert` makes one.")
+    if not path.exists() and not HUB_ID.fullmatch(pipeline):
+        raise InputError(f"No such pipeline directory: {pipeline}.")
+
+
+def fingerprint(source: str) -> str:
+    """What tells a pipeline from others, and from itself after a change
+
+    Parameters
+    ----------
+    source : str
+        Pipeline directory, or hub id.
+
+    Returns
+    -------
+    fingerprint : str
+        SHA-256 of the settings and weights in the directory, or commit of the repository on the hub.
+
+    Raises
+    ------
+    InputError
+        When there is no such pipeline.
+    """
+    check_pipeline(source)
+    directory = Path(source)
+    if directory.is_file():
+        raise InputError(f"{source} is a file: give the pipeline directory that it is in.")
+    if not directory.exists():
+        try:
+            config = hf_hub_download(source, "config.yaml")
+        except Exception as error:  # the hub's client raises errors of several libraries
+            raise InputError(
+                f"{source} is neither a pipeline directory nor a pipeline that could be downloaded from the hub "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]})."
+            ) from None
+        return Path(config).parent.name  # of the hub's cache: snapshots/COMMIT/config.yaml
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.suffix in _COMPUTED_WITH and path.is_file():
+            digest.update(f"{path.relative_to(directory).as_posix()} {path.stat().st_size}\n".encode())
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
+def find_device(device: str) -> torch.device:
+    """Device by name; "auto" is the GPU where there is one, the CPU otherwise
+
+    Raises
+    ------
+    InputError
+        When the device is not available.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device} is not available here ({str(error).splitlines()[0]}).") from None
+    return target
 
 
 def _local_embedding(embedding: str | Path) -> Path | None:

@@ -23,11 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pyannote.audio import Model
 from pyannote.audio.core.task import Task
 from pyannote.audio.pipelines.utils import get_augmentation
-from pyannote.database import FileFinder, get_protocol, registry
+from pyannote.database import FileFinder
 
 import pyannote_prune
 from pyannote_prune.errors import InputError
 from pyannote_prune.models.audio import Audio
+from pyannote_prune.protocols import find_protocol, load_registry
 from pyannote_prune.training.callbacks import PercentileGradientClipping
 
 # tells a process that Lightning starts for another device which command it is part of
@@ -185,16 +186,10 @@ def latest_checkpoint(directory: Path) -> Path | None:
 def load_protocol(config: DictConfig) -> Any:
     """Protocol named by a configuration, with its preprocessors."""
     if config.get("registry") is not None:
-        path = Path(config.registry)
-        if not path.is_file():
-            raise InputError(f"No such database registry: {path}.")
-        registry.load_database(path)
+        load_registry(config.registry)
     preprocessors = {"audio": FileFinder()}
     preprocessors |= instantiate(config.get("preprocessor") or {}, _convert_="all")
-    try:
-        return get_protocol(config.protocol, preprocessors=preprocessors)
-    except (AttributeError, KeyError, ValueError) as error:
-        raise InputError(f"Protocol {config.protocol} is not known ({error}). Does registry=... define it?") from None
+    return find_protocol(config.protocol, preprocessors)
 
 
 def load_augmentation(config: DictConfig) -> Any:

@@ -1,0 +1,96 @@
+"""`pyannote-prune benchmark`: speed and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+app = typer.Typer(help="Measure speed and memory, side by side.", no_args_is_help=True)
+
+_Pipeline = Annotated[str, typer.Argument(help="Pipeline directory, or hub id.", show_default=False)]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps...")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+_Markdown = Annotated[bool, typer.Option("--markdown", help="Print a table of GitHub's Markdown.")]
+
+
+@app.command()
+def speed(
+    source: Annotated[
+        list[str] | None,
+        typer.Argument(help="Preset names, files, directories, or hub ids. Default: the two base presets."),
+    ] = None,
+    duration: Annotated[list[float], typer.Option(help="Seconds of a chunk; may be repeated.")] = [16.0, 8.0],  # noqa: B006
+    batch_size: Annotated[list[int], typer.Option(help="Chunks at once; may be repeated.")] = [1, 4],  # noqa: B006
+    precision: Annotated[list[str], typer.Option(help="float32, float16 or bfloat16; may be repeated.")] = ["float32"],  # noqa: B006
+    device: _Device = "auto",
+    repeats: Annotated[int, typer.Option(help="Rounds, of which the median is reported.")] = 5,
+    as_json: _Json = False,
+    as_markdown: _Markdown = False,
+) -> None:
+    """Time backbones against the same architecture, unpruned, in transformers and torchaudio.
+
+    Presets have random weights. Candidates take turns, so that whatever else the machine does meets all of them.
+
+    Example: pyannote-prune benchmark speed wavlm-base-s80-md --duration 16 --batch-size 1
+    """
+    from pyannote_prune.evaluation.speed import benchmark_backbones
+
+    sources = source or ["wavlm-base-plus", "wavlm-base-s80-md"]
+    with _progress() as tell:
+        report = benchmark_backbones(sources, duration, batch_size, precision, device, repeats, tell)
+    report.print(as_json, as_markdown)
+
+
+@app.command()
+def pipeline(
+    pipeline: _Pipeline,
+    audio: Annotated[list[Path], typer.Argument(help="Recordings.", show_default=False)],
+    device: _Device = "auto",
+    repeats: Annotated[int, typer.Option(help="Rounds, of which medians are reported.")] = 1,
+    as_json: _Json = False,
+    as_markdown: _Markdown = False,
+) -> None:
+    """Time our pipeline against pyannote.audio's, with the same models and hyper-parameters.
+
+    Tells whether both give the same annotation.
+
+    Example: pyannote-prune benchmark pipeline pipeline meeting.wav
+    """
+    from pyannote_prune.evaluation.pipelines import benchmark_pipelines
+
+    with _progress() as tell:
+        report = benchmark_pipelines(pipeline, audio, device, repeats, tell)
+    report.print(as_json, as_markdown)
+
+
+@app.command()
+def scaling(
+    pipeline: _Pipeline,
+    audio: Annotated[Path, typer.Argument(help="Recording.", show_default=False)],
+    minutes: Annotated[list[float], typer.Option(help="Length of audio; may be repeated.")] = [1, 10, 30, 60, 120, 240],  # noqa: B006
+    device: _Device = "auto",
+    as_json: _Json = False,
+    as_markdown: _Markdown = False,
+) -> None:
+    """Time our pipeline on a recording that is repeated up to several lengths.
+
+    Example: pyannote-prune benchmark scaling pipeline meeting.wav --minutes 1 --minutes 10 --minutes 60
+    """
+    from pyannote_prune.evaluation.pipelines import benchmark_scaling
+
+    with _progress() as tell:
+        report = benchmark_scaling(pipeline, audio, minutes, device, tell)
+    report.print(as_json, as_markdown)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    # seldom refreshed: it runs beside what is timed
+    with Console(stderr=True).status("", refresh_per_second=1) as status:
+        yield lambda message: status.update(Text(message))

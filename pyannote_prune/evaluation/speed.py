@@ -1,0 +1,279 @@
+"""Backbones side by side: ours, and the dense architecture in transformers and torchaudio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torchaudio
+from pyannote.audio.utils.reproducibility import fix_reproducibility
+from torch import Tensor, nn
+from transformers import WavLMConfig, WavLMModel
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.evaluation.report import Column, Report, with_values
+from pyannote_prune.evaluation.timing import check_positive, machine, matmul_peak, median_seconds, silent, synchronize
+from pyannote_prune.interop import load_backbone
+from pyannote_prune.pipelines.directory import find_device
+from pyannote_prune.pruning import total_cost
+from pyannote_prune.pruning.cost import SAMPLE_RATE
+from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_FAMILIES = ("wavlm-base-plus", "wavlm-large")
+_REFERENCE = "transformers"
+
+_COLUMNS = (
+    Column("model", "model"),
+    Column("implementation", "implementation"),
+    Column("precision", "precision"),
+    Column("duration", "audio (s)", "g"),
+    Column("batch_size", "batch", "d"),
+    Column("params_millions", "params (M)", ".1f"),
+    Column("macs_billions", "MACs (G)", ".1f"),
+    Column("milliseconds", "time (ms)", ".1f"),
+    Column("speedup", "x faster", ".2f"),
+    Column("speedup_float32", "x faster than float32", ".2f"),
+    Column("share_of_peak", "of peak", ".0%"),
+    Column("note", "note"),
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backbone that can be timed
+
+    Parameters
+    ----------
+    model, implementation : str
+        Names.
+    family : str
+        Name of the dense architecture that it is compared with.
+    config : PrunedWavLMConfig
+        Its shape.
+    module : nn.Module
+    forward : callable
+        From (batch, samples) waveforms to the hidden states of all layers.
+    """
+
+    model: str
+    implementation: str
+    family: str
+    config: PrunedWavLMConfig
+    module: nn.Module
+    forward: Callable[[Tensor], object]
+
+
+def benchmark_backbones(
+    sources: Sequence[str],
+    durations: Sequence[float] = (16.0,),
+    batch_sizes: Sequence[int] = (1,),
+    precisions: Sequence[str] = ("float32",),
+    device: str = "auto",
+    repeats: int = 5,
+    tell: Callable[[str], object] = silent,
+) -> Report:
+    """Time backbones, and the dense architectures they come from, in one run
+
+    Everything that is timed gives the hidden states of all layers. Candidates of a setting take turns.
+
+    Parameters
+    ----------
+    sources : sequence of str
+        Names of presets (random weights), or what [`load_backbone`][pyannote_prune.interop.load_backbone] takes.
+    durations : sequence of float, optional
+        Of the chunks, in seconds.
+    batch_sizes : sequence of int, optional
+    precisions : sequence of {"float32", "float16", "bfloat16"}, optional
+        Of weights and waveforms.
+    device : str, optional
+    repeats : int, optional
+        Counted rounds, of which the median is reported.
+    tell : callable, optional
+        Told what is going on.
+
+    Returns
+    -------
+    report : Report
+        One row per setting and candidate. "x faster" is the time of the dense architecture in transformers over
+        that of the row, in the same setting; "of peak" the share of the fastest matrix product of the machine.
+
+    Raises
+    ------
+    InputError
+        When a source is unknown, an option out of range, or the device not available.
+    """
+    check_positive(repeats=repeats)
+    for batch_size in batch_sizes:
+        check_positive(batch_size=batch_size)
+    for duration in durations:
+        check_positive(duration=duration)
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise InputError(f"Unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
+    target = find_device(device)
+
+    tell("building models")
+    backbones = {source: _load(source) for source in sources}
+    for duration in durations:
+        if any(backbone.num_frames(_num_samples(duration)) < 1 for backbone in backbones.values()):
+            raise InputError(f"duration must be enough for one frame, got {duration:g} s.")
+    candidates = _candidates(backbones)
+
+    fix_reproducibility(target)  # as pyannote's pipelines run: without TensorFloat-32
+    rows: list[dict[str, Any]] = []
+    for precision in precisions:
+        dtype = PRECISIONS[precision]
+        for candidate in candidates:
+            candidate.module.to(target, dtype)
+        peak = matmul_peak(dtype, target)
+        for duration in durations:
+            for batch_size in batch_sizes:
+                tell(f"{precision}, {batch_size} x {duration:g} s")
+                setting = {"precision": precision, "duration": duration, "batch_size": batch_size}
+                waveforms = torch.randn(batch_size, _num_samples(duration), device=target).to(dtype)
+                rows += [setting | row for row in _measure(candidates, waveforms, repeats, peak)]
+
+    _compare(rows)
+    about = {"repeats": repeats, "output": "hidden states of all layers", **machine(target)}
+    return Report("Backbones", with_values(_COLUMNS, rows), rows, about)
+
+
+def _num_samples(duration: float) -> int:
+    return round(duration * SAMPLE_RATE)
+
+
+def _load(source: str) -> PrunedWavLMModel:
+    if source in preset_names():
+        return PrunedWavLMModel(PrunedWavLMConfig.from_preset(source)).eval()
+    return load_backbone(source)
+
+
+def dense_family(source: str, config: PrunedWavLMConfig) -> tuple[str, PrunedWavLMConfig]:
+    """Name and shape of the dense architecture that a backbone was cut from, as far as its shape tells."""
+    for name in _FAMILIES:
+        preset = PrunedWavLMConfig.from_preset(name)
+        if all(
+            getattr(config, size) == getattr(preset, size)
+            for size in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        ):
+            return name, preset
+    whole = {
+        "remaining_heads": None,
+        "has_attention": None,
+        "has_feed_forward": None,
+        "intermediate_sizes": max([1, *config.intermediate_sizes]),
+        "conv_dim": [max(config.conv_dim)] * len(config.conv_dim),
+    }
+    return f"dense {source}", PrunedWavLMConfig(**{**config.shape_dict(), **whole})
+
+
+def _candidates(backbones: Mapping[str, PrunedWavLMModel]) -> list[Candidate]:
+    """By families: the dense architecture in both libraries, then ours."""
+    families: dict[str, list[Candidate]] = {}
+    for source, backbone in backbones.items():
+        family, dense = dense_family(source, backbone.config)
+        if family not in families:
+            theirs = {_REFERENCE: _of_transformers(dense), "torchaudio": _of_torchaudio(dense)}
+            families[family] = [
+                Candidate(family, library, family, dense, module.eval(), forward)
+                for library, (module, forward) in theirs.items()
+            ]
+        families[family].append(Candidate(source, "pyannote-prune", family, backbone.config, backbone, backbone))
+    return [candidate for members in families.values() for candidate in members]
+
+
+def _of_transformers(dense: PrunedWavLMConfig) -> tuple[nn.Module, Callable[[Tensor], object]]:
+    # what is not per layer has the same name in both configurations
+    per_layer = ("remaining_heads", "has_attention", "has_feed_forward", "intermediate_sizes", "normalize_waveform")
+    shared = {name: value for name, value in dense.shape_dict().items() if name not in per_layer}
+    model = WavLMModel(WavLMConfig(**shared, intermediate_size=dense.intermediate_sizes[0]))
+    return model, partial(model, output_hidden_states=True)
+
+
+def _of_torchaudio(dense: PrunedWavLMConfig) -> tuple[nn.Module, Callable[[Tensor], object]]:
+    model = torchaudio.models.wavlm_model(
+        extractor_mode=f"{dense.feat_extract_norm}_norm",
+        extractor_conv_layer_config=list(zip(dense.conv_dim, dense.conv_kernel, dense.conv_stride)),
+        extractor_conv_bias=dense.conv_bias,
+        encoder_embed_dim=dense.hidden_size,
+        encoder_projection_dropout=dense.feat_proj_dropout,
+        encoder_pos_conv_kernel=dense.num_conv_pos_embeddings,
+        encoder_pos_conv_groups=dense.num_conv_pos_embedding_groups,
+        encoder_num_layers=dense.num_hidden_layers,
+        encoder_num_heads=dense.num_attention_heads,
+        encoder_num_buckets=dense.num_buckets,
+        encoder_max_distance=dense.max_bucket_distance,
+        encoder_attention_dropout=dense.attention_dropout,
+        encoder_ff_interm_features=dense.intermediate_sizes[0],
+        encoder_ff_interm_dropout=dense.activation_dropout,
+        encoder_dropout=dense.hidden_dropout,
+        encoder_layer_norm_first=dense.do_stable_layer_norm,
+        encoder_layer_drop=0.0,
+        aux_num_out=None,
+    )
+    return model, model.extract_features
+
+
+def _measure(candidates: Sequence[Candidate], waveforms: Tensor, repeats: int, peak: float) -> list[dict[str, Any]]:
+    """Rows of one setting."""
+    notes: dict[int, str] = {}
+    runs: dict[int, Callable[[], object]] = {}
+    with torch.inference_mode():
+        for index, candidate in enumerate(candidates):
+            run = partial(candidate.forward, waveforms)
+            try:
+                run()
+                synchronize(waveforms.device)
+            except Exception as error:  # a precision, or a size, that a library or a device cannot do
+                notes[index] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"
+            else:
+                runs[index] = run
+        seconds = median_seconds(runs, repeats, waveforms.device)
+
+    batch_size, num_samples = waveforms.shape
+    rows = []
+    for index, candidate in enumerate(candidates):
+        cost = total_cost(candidate.config, num_samples=num_samples)
+        row: dict[str, Any] = {
+            "model": candidate.model,
+            "implementation": candidate.implementation,
+            "family": candidate.family,
+            "params": cost.params,
+            "params_millions": cost.params / 1e6,
+            "macs": cost.macs,
+            "macs_billions": cost.macs / 1e9,
+            "milliseconds": None,
+            "share_of_peak": None,
+            "note": notes.get(index),
+        }
+        if index in seconds:
+            row["milliseconds"] = 1e3 * seconds[index]
+            row["share_of_peak"] = 2 * cost.macs * batch_size / seconds[index] / peak
+        rows.append(row)
+    return rows
+
+
+def _compare(rows: Sequence[dict[str, Any]]) -> None:
+    """Add how many times faster each row is than the reference, in its own precision and in float32."""
+
+    def setting(row: Mapping[str, Any], precision: str) -> tuple[Any, ...]:
+        return row["family"], row["duration"], row["batch_size"], precision
+
+    references = {
+        setting(row, row["precision"]): row["milliseconds"] for row in rows if row["implementation"] == _REFERENCE
+    }
+
+    def speedup(row: Mapping[str, Any], precision: str) -> float | None:
+        reference = references.get(setting(row, precision))
+        known = reference is not None and row["milliseconds"] is not None
+        return reference / row["milliseconds"] if known else None
+
+    several = len({row["precision"] for row in rows}) > 1
+    for row in rows:
+        row["speedup"] = speedup(row, row["precision"])
+        row["speedup_float32"] = speedup(row, "float32") if several else None
