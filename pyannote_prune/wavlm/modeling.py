@@ -14,55 +14,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.wavlm.configuration import PrunedWavLMConfig
-
-
-class ConvLayer(nn.Module):
-    """One convolution of the feature extractor, with its normalisation if it has one."""
-
-    def __init__(self, config: PrunedWavLMConfig, index: int) -> None:
-        super().__init__()
-        channels = config.conv_dim[index]
-        self.conv = nn.Conv1d(
-            config.conv_dim[index - 1] if index else 1,
-            channels,
-            config.conv_kernel[index],
-            stride=config.conv_stride[index],
-            bias=config.conv_bias,
-        )
-        self.layer_norm: nn.Module | None = None
-        if config.feat_extract_norm == "layer":
-            self.layer_norm = nn.LayerNorm(channels)
-        elif index == 0:
-            self.layer_norm = nn.GroupNorm(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_channels, time) -> (batch, out_channels, shorter time)"""
-        x = self.conv(x)
-        if isinstance(self.layer_norm, nn.LayerNorm):
-            x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2)
-        elif self.layer_norm is not None:
-            x = self.layer_norm(x)
-        return F.gelu(x)
-
-
-class FeatureExtractor(nn.Module):
-    """Convolutions without padding, then one learned scale per channel.
-
-    The scale is where pruning keeps the gates of the last convolution's channels: a LayerNorm
-    follows, so that they cannot be folded into the projection.
-    """
-
-    def __init__(self, config: PrunedWavLMConfig) -> None:
-        super().__init__()
-        self.conv_layers = nn.ModuleList(ConvLayer(config, index) for index in range(len(config.conv_dim)))
-        self.channel_scale = nn.Parameter(torch.ones(config.conv_dim[-1]), requires_grad=False)
-
-    def forward(self, waveforms: Tensor) -> Tensor:
-        """(batch, samples) -> (batch, frames, channels)"""
-        x = waveforms.unsqueeze(1)
-        for layer in self.conv_layers:
-            x = layer(x)
-        return x.transpose(1, 2) * self.channel_scale
+from pyannote_prune.wavlm.feature_extractor import ConvLayer, FeatureExtractor
+from pyannote_prune.wavlm.kernels import Linear
+from pyannote_prune.wavlm.positional import PositionalConvEmbedding
 
 
 class FeatureProjection(nn.Module):
@@ -71,33 +25,12 @@ class FeatureProjection(nn.Module):
     def __init__(self, config: PrunedWavLMConfig) -> None:
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
-        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
+        self.projection = Linear(config.conv_dim[-1], config.hidden_size)
         self.dropout = nn.Dropout(config.feat_proj_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, channels) -> (batch, frames, hidden_size)"""
         return self.dropout(self.projection(self.layer_norm(x)))
-
-
-class PositionalConvEmbedding(nn.Module):
-    """Position embedding computed by a grouped convolution over time."""
-
-    def __init__(self, config: PrunedWavLMConfig) -> None:
-        super().__init__()
-        kernel_size = config.num_conv_pos_embeddings
-        conv = nn.Conv1d(
-            config.hidden_size,
-            config.hidden_size,
-            kernel_size,
-            padding=kernel_size // 2,
-            groups=config.num_conv_pos_embedding_groups,
-        )
-        self.conv = nn.utils.parametrizations.weight_norm(conv, name="weight", dim=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, frames, hidden_size) -> same shape"""
-        # an even kernel gives one frame too many
-        return F.gelu(self.conv(x.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
 
 
 @lru_cache(maxsize=32)
@@ -149,9 +82,9 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         inner = len(self.heads) * self.head_dim
-        self.out_proj = nn.Linear(inner, config.hidden_size) if self.heads else BiasOnly(config.hidden_size)
+        self.out_proj = Linear(inner, config.hidden_size) if self.heads else BiasOnly(config.hidden_size)
         if self.heads:
-            self.qkv_proj = nn.Linear(config.hidden_size, 3 * inner)
+            self.qkv_proj = Linear(config.hidden_size, 3 * inner)
             self.gru_rel_pos_linear = nn.Linear(self.head_dim, 8)
             self.gru_rel_pos_const = nn.Parameter(torch.ones(self.total_heads))
             self.register_buffer("head_index", torch.tensor(self.heads), persistent=False)
@@ -182,15 +115,16 @@ class Attention(nn.Module):
         batch, frames, _ = x.shape
         if not self.heads or distance_bias is None:
             return self.out_proj(x)
-        qkv = self.qkv_proj(x).view(batch, frames, 3, len(self.heads), self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        query, key_value = self.qkv_proj(x).tensor_split([len(self.heads) * self.head_dim], dim=-1)
+        query = query.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         # The (query, key) matrix of biases is constant along its diagonals. With keys in reverse order it
         # is constant along anti-diagonals, which is a strided view of the distances: no copy, no gather.
+        key, value = key_value.flip(1).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         bias = distance_bias[self.head_index].flip(-1).unfold(-1, frames, 1)
         output = F.scaled_dot_product_attention(
             query,
-            key.flip(2),
-            value.flip(2),
+            key,
+            value,
             attn_mask=self.gate(x) * bias,
             dropout_p=self.dropout if self.training else 0.0,
         )
@@ -203,9 +137,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: PrunedWavLMConfig, index: int) -> None:
         super().__init__()
         width, intermediate = config.hidden_size, config.intermediate_sizes[index]
-        self.intermediate_dense = nn.Linear(width, intermediate) if intermediate else None
+        self.intermediate_dense = Linear(width, intermediate) if intermediate else None
         self.intermediate_dropout = nn.Dropout(config.activation_dropout)
-        self.output_dense = nn.Linear(intermediate, width) if intermediate else BiasOnly(width)
+        self.output_dense = Linear(intermediate, width) if intermediate else BiasOnly(width)
         self.output_dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel, WavLMConfig, WavLMModel
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
 from pyannote_prune.errors import InputError
 from pyannote_prune.interop.state_dict import build_backbone, canonical_state_dict
+from pyannote_prune.wavlm.kernels import Linear
 from tests.conftest import states_of_transformers
 
 NUM_HEADS, HEAD_DIM, NUM_LAYERS, WIDTH = 4, 8, 3, 12
@@ -169,3 +170,66 @@ def test_bad_waveforms():
         model(torch.randn(1, 399))
     with pytest.raises(InputError, match=r"\(1, 1, 4000\)"):
         model(torch.randn(1, 1, 4000))
+
+
+@given(
+    channels=st.lists(st.integers(1, 20), min_size=3, max_size=5),
+    norm=st.sampled_from(["group", "layer"]),
+    bias=st.booleans(),
+    num_samples=st.integers(200, 60_000),
+    offset=st.sampled_from([0.0, 3.0]),
+)
+@settings(max_examples=30, deadline=None)
+def test_extractor_by_blocks(channels, norm, bias, num_samples, offset):
+    config = PrunedWavLMConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        conv_dim=channels,
+        conv_kernel=[10, 3, 3, 2, 2][: len(channels)],
+        conv_stride=[5, 2, 2, 2, 2][: len(channels)],
+        conv_bias=bias,
+        feat_extract_norm=norm,
+    )
+    extractor = PrunedWavLMModel(config).feature_extractor
+    for parameter in extractor.parameters():
+        torch.nn.init.normal_(parameter, mean=0.1)
+    waveforms = torch.randn(2, num_samples) + offset
+    layer_by_layer = extractor(waveforms)
+    assert layer_by_layer.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(extractor(waveforms), layer_by_layer, atol=2e-4, rtol=1e-4)
+
+
+@given(
+    kernel_size=st.integers(1, 40),
+    groups=st.sampled_from([1, 2, 4]),
+    frames=st.integers(1, 130),
+    batch=st.integers(1, 3),
+)
+@settings(max_examples=30, deadline=None)
+def test_positions_by_spectra(kernel_size, groups, frames, batch):
+    config = PrunedWavLMConfig(
+        hidden_size=16,
+        num_attention_heads=2,
+        num_conv_pos_embeddings=kernel_size,
+        num_conv_pos_embedding_groups=groups,
+    )
+    embedding = PrunedWavLMModel(config).encoder.pos_conv_embed
+    x = torch.randn(batch, frames, 16)
+    for _ in range(2):
+        convolved = embedding(x)
+        with torch.inference_mode():
+            torch.testing.assert_close(embedding(x), convolved, atol=1e-5, rtol=1e-5)
+        with torch.no_grad():  # spectra that are kept must follow
+            embedding.conv.parametrizations.weight.original0.mul_(1.5)
+            embedding.conv.bias.add_(1.0)
+
+
+@given(rows=st.lists(st.integers(0, 5), max_size=3), sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+@settings(max_examples=30, deadline=None)
+def test_linear(rows, sizes):
+    linear = Linear(*sizes, bias=rows != [])
+    x = torch.randn(*rows, sizes[0])
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x), x @ linear.weight.T + (0 if linear.bias is None else linear.bias))
