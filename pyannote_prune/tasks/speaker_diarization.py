@@ -1,8 +1,9 @@
-"""pyannote's speaker diarization task, in half precision too and on part of the data."""
+"""pyannote's speaker diarization task, in half precision too, on part of the data or on simulated data."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ import torch
 from pyannote.audio.core.task import Subsets
 from pyannote.audio.tasks import SpeakerDiarization as UpstreamSpeakerDiarization
 from pyannote.audio.utils.powerset import Powerset
+from pyannote.audio.utils.random import create_rng_for_worker
+from pyannote.core import Annotation, SlidingWindowFeature
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.simulation import Simulator
 
 
 class _FullPrecisionPowerset(Powerset):
@@ -31,7 +35,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
     """Speaker diarization task
 
     Same as `pyannote.audio.tasks.SpeakerDiarization`, except that it works in mixed precision (bf16 and
-    fp16), and can be given a share of the training data.
+    fp16), can be given a share of the training data, and simulated conversations, made as they are needed.
 
     Parameters
     ----------
@@ -39,6 +43,13 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
     data_fraction : float, optional
         Share of the training files to use, in (0, 1], chosen at random but the same each time.
         Defaults to all of them.
+    simulation : Simulator or dict, optional
+        What simulates conversations, or the arguments of
+        [`Simulator`][pyannote_prune.simulation.Simulator]. Defaults to no simulation.
+    simulated_fraction : float, optional
+        Probability that a training chunk is simulated, in [0, 1]. Defaults to 0.5.
+    chunks_per_epoch : int, optional
+        Number of training chunks of an epoch. Defaults to as many as the annotated recordings hold.
     **kwargs
         As upstream: `duration`, `max_speakers_per_chunk`, `max_speakers_per_frame`, `batch_size`,
         `num_workers`, `augmentation`, `cache`...
@@ -46,12 +57,22 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
     Raises
     ------
     InputError
-        When `data_fraction` is out of range, or when the protocol has no training file.
+        When a fraction is out of range, when voices are missing, or when the protocol has no training file.
     """
 
-    def __init__(self, protocol: Any, data_fraction: float = 1.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        protocol: Any,
+        data_fraction: float = 1.0,
+        simulation: Simulator | Mapping[str, Any] | None = None,
+        simulated_fraction: float = 0.5,
+        chunks_per_epoch: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not 0 < data_fraction <= 1:
             raise InputError(f"data_fraction must be in (0, 1], got {data_fraction}.")
+        if not 0 <= simulated_fraction <= 1:
+            raise InputError(f"simulated_fraction must be in [0, 1], got {simulated_fraction}.")
         try:
             has_training_files = next(iter(protocol.train()), None) is not None
         except (AttributeError, NotImplementedError):
@@ -59,6 +80,9 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         if not has_training_files:
             raise InputError(f"Protocol {protocol.name} has no training files.")
         self.data_fraction = data_fraction
+        self.simulator = Simulator(**simulation) if isinstance(simulation, Mapping) else simulation
+        self.simulated_fraction = simulated_fraction
+        self.chunks_per_epoch = chunks_per_epoch
         super().__init__(protocol, **kwargs)
 
     def setup(self, stage: str | None = None) -> None:
@@ -75,6 +99,44 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         metadata = self.prepared_data["audio-metadata"].copy()
         metadata["subset"] = subset
         self.prepared_data["audio-metadata"] = metadata
+
+    def train__len__(self) -> int:
+        """Number of training chunks of an epoch"""
+        return self.chunks_per_epoch or super().train__len__()
+
+    def train__iter__(self) -> Iterator[dict[str, Any]]:
+        """Training chunks, of the protocol's files and simulated ones"""
+        chunks = super().train__iter__()
+        if self.simulator is None:
+            yield from chunks
+            return
+        rng = np.random.default_rng(create_rng_for_worker(self.model).getrandbits(64))
+        training = np.where(self.prepared_data["audio-metadata"]["subset"] == Subsets.index("train"))[0]
+        while True:
+            if rng.random() >= self.simulated_fraction:
+                yield next(chunks)
+                continue
+            conversation = self.simulator.conversation(self.duration, rng)
+            metadata = self.prepared_data["audio-metadata"][training[0]]
+            yield {
+                "X": torch.from_numpy(conversation.waveform).unsqueeze(0),
+                "y": self._targets(conversation.annotation),
+                # batches are made of equal keys; nothing reads those of training chunks
+                "meta": {**{key: metadata[key] for key in metadata.dtype.names}, "file": training[0]},
+            }
+
+    def _targets(self, annotation: Annotation) -> SlidingWindowFeature:
+        """Targets of a whole chunk, at the resolution of the model."""
+        frames = self.model.receptive_field
+        labels = annotation.labels()
+        num_frames = self.model.num_frames(round(self.duration * self.model.hparams.sample_rate))
+        targets = np.zeros((num_frames, len(labels)), dtype=np.uint8)
+        for segment, _, label in annotation.itertracks(yield_label=True):
+            # frames whose middle is spoken in, as upstream
+            first = max(0, round((segment.start - 0.5 * frames.duration) / frames.step))
+            last = round((segment.end - 0.5 * frames.duration) / frames.step)
+            targets[first : max(0, last + 1), labels.index(label)] = 1
+        return SlidingWindowFeature(targets, frames, labels=labels)
 
     def setup_loss_func(self) -> None:
         """Give the model its powerset conversion"""

@@ -1,0 +1,101 @@
+"""What lies between a mouth and a file: rooms, telephones, noise."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from scipy.signal import butter, sosfilt
+
+from pyannote_prune.errors import InputError
+
+# reflections beyond these are too weak to be worth the time
+_MAX_ORDER = 40
+_POSITIONS = 6
+
+
+@lru_cache(maxsize=512)
+def room_responses(number: int, sample_rate: int) -> list[np.ndarray]:
+    """Impulse responses of a shoebox room, by the image method
+
+    Parameters
+    ----------
+    number : int
+        Of the room: its size (3 to 9 by 3 to 7 by 2.4 to 3.5 m), reverberation time (0.15 to 0.6 s) and
+        positions are drawn from it.
+    sample_rate : int
+
+    Returns
+    -------
+    responses : list of (num_samples,) float32 arrays
+        From each of several positions to one microphone. They begin with the direct path, such that
+        annotations stay aligned, and have unit energy.
+
+    Raises
+    ------
+    InputError
+        When pyroomacoustics is not installed.
+    """
+    try:
+        import pyroomacoustics
+    except ImportError:
+        raise InputError("Simulating rooms needs pyroomacoustics: install pyannote-prune[simulation].") from None
+
+    rng = np.random.default_rng([number, 7])
+    size = rng.uniform([3.0, 3.0, 2.4], [9.0, 7.0, 3.5])
+    try:
+        absorption, order = pyroomacoustics.inverse_sabine(rng.uniform(0.15, 0.6), size)
+    except ValueError:  # even walls that absorb everything would take longer
+        absorption, order = 0.9, 5
+    material = pyroomacoustics.Material(absorption)
+    room = pyroomacoustics.ShoeBox(size, fs=sample_rate, materials=material, max_order=min(order, _MAX_ORDER))
+    margin = np.array([0.5, 0.5, 0.9])
+    for _ in range(_POSITIONS):
+        room.add_source(rng.uniform(margin, size - margin))
+    room.add_microphone(rng.uniform(margin, size - margin))
+    room.compute_rir()
+
+    responses = []
+    for response in room.rir[0]:
+        direct = int(np.argmax(np.abs(response)))
+        response = response[max(0, direct - sample_rate // 1000) :]
+        responses.append((response / np.linalg.norm(response)).astype(np.float32))
+    return responses
+
+
+def telephone(samples: np.ndarray, sample_rate: int) -> np.ndarray:
+    """What a narrow-band telephone leaves: 300 to 3400 Hz, 8-bit mu-law quantisation."""
+    sections = butter(4, [300, 3400], btype="bandpass", fs=sample_rate, output="sos")
+    filtered = sosfilt(sections, samples)
+    peak = max(float(np.abs(filtered).max()), 1e-6)
+    compressed = np.sign(filtered) * np.log1p(255 * np.abs(filtered) / peak) / np.log(256)
+    quantised = np.round(compressed * 127) / 127
+    return (peak * np.sign(quantised) * np.expm1(np.abs(quantised) * np.log(256)) / 255).astype(np.float32)
+
+
+def noise(num_samples: int, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Stationary noise whose spectrum falls by 0 to 9 dB an octave, maybe with hum and a slow drift of its level
+
+    Parameters
+    ----------
+    num_samples, sample_rate : int
+    rng : np.random.Generator
+
+    Returns
+    -------
+    noise : (num_samples,) float32 array
+        Of unit power.
+    """
+    spectrum = np.fft.rfft(rng.standard_normal(num_samples))
+    frequencies = np.fft.rfftfreq(num_samples, 1 / sample_rate)
+    samples = np.fft.irfft(spectrum / np.maximum(frequencies, 20.0) ** rng.uniform(0, 1.5), num_samples)
+    samples /= np.std(samples) + 1e-12
+    time = np.arange(num_samples) / sample_rate
+    if rng.random() < 0.3:
+        mains = rng.choice([50.0, 60.0])
+        for harmonic in range(1, 4):
+            phase = rng.uniform(0, 2 * np.pi)
+            samples += rng.uniform(0, 0.5) / harmonic * np.sin(2 * np.pi * mains * harmonic * time + phase)
+    drift = 1 + 0.5 * np.sin(2 * np.pi * time * rng.uniform(0.01, 0.1) + rng.uniform(0, 2 * np.pi))
+    samples *= drift
+    return (samples / np.sqrt(np.mean(samples**2))).astype(np.float32)

@@ -1,0 +1,206 @@
+"""Conversations: who speaks when, and what that sounds like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from pyannote.core import Annotation, Segment
+from scipy.signal import fftconvolve, resample_poly
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.simulation.acoustics import noise, room_responses, telephone
+from pyannote_prune.simulation.voices import Voices, speech_regions
+
+# speeds that are cheap to resample to, as ratios of small numbers
+_SPEEDS = [Fraction(number, 20) for number in range(17, 24)]
+# how long a conversation has gone on before what is kept of it begins, in seconds
+_MAX_LEAD = 8.0
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A simulated conversation
+
+    Parameters
+    ----------
+    waveform : (num_samples,) float32 array
+    sample_rate : int
+    annotation : Annotation
+        Who speaks when: the energy of what each said, before rooms and noise.
+    """
+
+    waveform: np.ndarray
+    sample_rate: int
+    annotation: Annotation
+
+
+class Simulator:
+    """Makes conversations of recordings of single speakers
+
+    Speakers take turns at random; a turn follows after a pause, or starts before the end of the last one.
+    Each speaker has a loudness, a speed (and pitch), and a place in a room or a telephone; there is noise.
+
+    Parameters
+    ----------
+    voices : Voices, Path or str
+        Or the directory of [`Voices`][pyannote_prune.simulation.Voices].
+    speakers : Path, str, or iterable of str, optional
+        Speakers of that directory to use, see there. Defaults to all of them.
+    num_speakers : (int, int), optional
+        Least and greatest number of speakers of a conversation. Defaults to 1 and 4.
+    overlap : float, optional
+        Probability that a change of speakers overlaps. Defaults to 0.3.
+    mean_pause, mean_overlap : float, optional
+        Mean durations of pauses and of overlaps, in seconds. Default to 0.5 and 0.7.
+    reverberation, telephone : float, optional
+        Probabilities that a conversation takes place in a room (0.6), or over the telephone (0.2).
+    num_rooms : int, optional
+        How many rooms there are. Defaults to 64.
+    speed : float, optional
+        Probability that the recordings of a speaker are played faster or slower, by up to 15 %.
+        Defaults to 0.5.
+    snr : (float, float), optional
+        Range of signal-to-noise ratios, in dB. Defaults to 5 and 35.
+
+    Raises
+    ------
+    InputError
+        When there are fewer voices than speakers of a conversation, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        voices: Voices | Path | str,
+        speakers: Path | str | Iterable[str] | None = None,
+        num_speakers: tuple[int, int] = (1, 4),
+        overlap: float = 0.3,
+        mean_pause: float = 0.5,
+        mean_overlap: float = 0.7,
+        reverberation: float = 0.6,
+        telephone: float = 0.2,
+        num_rooms: int = 64,
+        speed: float = 0.5,
+        snr: tuple[float, float] = (5.0, 35.0),
+    ) -> None:
+        self.voices = voices if isinstance(voices, Voices) else Voices(voices, speakers)
+        least, greatest = num_speakers
+        if not 1 <= least <= greatest:
+            raise InputError(f"num_speakers must be the least and greatest number, at least 1, got {num_speakers}.")
+        if greatest > len(self.voices.speakers):
+            raise InputError(
+                f"Conversations of {greatest} speakers need as many voices, got {len(self.voices.speakers)}: give a "
+                "folder for each speaker, or a smaller num_speakers."
+            )
+        probabilities = {"overlap": overlap, "reverberation": reverberation, "telephone": telephone, "speed": speed}
+        for name, value in probabilities.items():
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} is a probability, in [0, 1], got {value}.")
+        if reverberation + telephone > 1:
+            raise InputError(
+                f"reverberation and telephone exclude each other: {reverberation} + {telephone} is more than 1."
+            )
+        self.num_speakers = (least, greatest)
+        self.overlap = overlap
+        self.mean_pause = mean_pause
+        self.mean_overlap = mean_overlap
+        self.reverberation = reverberation
+        self.telephone = telephone
+        self.num_rooms = num_rooms
+        self.speed = speed
+        self.lowest_snr, self.highest_snr = snr
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the voices, in Hz."""
+        return self.voices.sample_rate
+
+    def conversation(self, duration: float, rng: np.random.Generator) -> Conversation:
+        """Simulate
+
+        Parameters
+        ----------
+        duration : float
+            In seconds.
+        rng : np.random.Generator
+            Everything is drawn from it.
+
+        Returns
+        -------
+        conversation : Conversation
+            Of exactly that duration. It is under way when it begins, and goes on after its end.
+        """
+        num_samples = round(duration * self.sample_rate)
+        chosen = self._choose_speakers(rng)
+        speeds = {
+            name: _SPEEDS[rng.integers(len(_SPEEDS))] if rng.random() < self.speed else Fraction(1) for name in chosen
+        }
+        tracks = {name: np.zeros(num_samples, dtype=np.float32) for name in chosen}
+        annotation = Annotation()
+
+        speaker = chosen[rng.integers(len(chosen))]
+        start = -rng.uniform(0, _MAX_LEAD)
+        while start < duration:
+            utterance = self._utterance(speaker, speeds[speaker], rng)
+            end = start + len(utterance) / self.sample_rate
+            _add(tracks[speaker], utterance, round(start * self.sample_rate))
+            for first, last in speech_regions(utterance, self.sample_rate):
+                region = Segment(max(0.0, start + first), min(duration, start + last))
+                if region:
+                    annotation[region, annotation.new_track(region)] = speaker
+            before, speaker = speaker, chosen[rng.integers(len(chosen))]
+            if speaker != before and rng.random() < self.overlap:
+                # never so early as to start before the turn that it interrupts
+                start = max(end - rng.exponential(self.mean_overlap), start + 0.1)
+            else:
+                start = end + rng.exponential(self.mean_pause)
+
+        waveform = self._render(tracks, rng)
+        return Conversation(waveform, self.sample_rate, annotation.support(collar=0.0))
+
+    def _choose_speakers(self, rng: np.random.Generator) -> list[str]:
+        least, greatest = self.num_speakers
+        count = int(rng.integers(least, greatest + 1))
+        return [str(name) for name in rng.choice(self.voices.speakers, size=count, replace=False)]
+
+    def _utterance(self, speaker: str, speed: Fraction, rng: np.random.Generator) -> np.ndarray:
+        samples = self.voices.utterance(speaker, rng)
+        if speed != 1:
+            samples = resample_poly(samples, speed.denominator, speed.numerator).astype(np.float32)
+        # equally loud, whatever the recording
+        regions = speech_regions(samples, self.sample_rate)
+        speech = [samples[round(a * self.sample_rate) : round(b * self.sample_rate)] for a, b in regions]
+        power = np.mean(np.square(np.concatenate(speech))) if speech else 0.0
+        return samples * np.float32(0.05 / np.sqrt(power)) if power > 0 else samples
+
+    def _render(self, tracks: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+        """Tracks of single speakers, each (num_samples,) -> their mixture"""
+        place = rng.random()
+        num_samples = len(next(iter(tracks.values())))
+        responses: list[np.ndarray] = []
+        if place < self.reverberation:
+            available = room_responses(int(rng.integers(self.num_rooms)), self.sample_rate)
+            responses = [available[index] for index in rng.permutation(len(available))]
+        mixture = np.zeros(num_samples, dtype=np.float32)
+        for index, track in enumerate(tracks.values()):
+            gain = np.float32(10 ** (rng.uniform(-5, 5) / 20))
+            if responses:
+                track = fftconvolve(track, responses[index % len(responses)])[:num_samples]
+            elif place > 1 - self.telephone:
+                # each at their own end of the line
+                track = telephone(track, self.sample_rate)
+            mixture += gain * track
+        snr = rng.uniform(self.lowest_snr, self.highest_snr)
+        mixture += np.float32(0.05 * 10 ** (-snr / 20)) * noise(num_samples, self.sample_rate, rng)
+        mixture *= np.float32(10 ** (rng.uniform(-15, 10) / 20))
+        return mixture / max(1.0, float(np.abs(mixture).max()) / 0.99)
+
+
+def _add(track: np.ndarray, samples: np.ndarray, start: int) -> None:
+    """Add samples to a track in place, as far as they are inside of it."""
+    first, last = max(0, start), min(len(track), start + len(samples))
+    if first < last:
+        track[first:last] += samples[first - start : last - start]
