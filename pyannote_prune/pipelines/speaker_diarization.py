@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pyannote.audio.core.io import AudioFile
 from pyannote.audio.core.plda import PLDA
@@ -14,9 +15,13 @@ from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
 from pyannote.audio.pipelines.utils import PipelineModel, PipelinePLDA
 from pyannote.core import Annotation, SlidingWindowFeature
 from scipy.ndimage import median_filter as scipy_median_filter
+from torch import Tensor
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.pipelines.audio import decode
+from pyannote_prune.pipelines.embeddings import embed_chunks, embedding_masks, fold_batch_norms, pools_by_speaker
+
+_EMBEDDING_CACHE = "training_cache/embeddings"
 
 DEFAULT_EMBEDDING = "pyannote/wespeaker-voxceleb-resnet34-LM"
 
@@ -130,6 +135,8 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
                 f"embedding: {embedding}). Without network, use local ones: `convert --embedding FILE` puts an "
                 "embedding into the pipeline directory."
             ) from error
+        if pools_by_speaker(self._embedding):
+            self._embedding.model_ = fold_batch_norms(self._embedding.model_)
         self.median_filter = median_filter
         self.channel = channel
         self.min_speakers = min_speakers
@@ -167,6 +174,54 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             return segmentations
         filtered = scipy_median_filter(segmentations.data, size=(1, self.median_filter, 1), mode="reflect")
         return SlidingWindowFeature(filtered, segmentations.sliding_window)
+
+    def get_embeddings(
+        self,
+        file: MutableMapping[str, Any],
+        binary_segmentations: SlidingWindowFeature,
+        exclude_overlap: bool = False,
+        hook: Callable | None = None,
+    ) -> np.ndarray:
+        """Embed each speaker of each chunk, all speakers of a chunk at once where the model can
+
+        Parameters
+        ----------
+        file : MutableMapping
+        binary_segmentations : (num_chunks, num_frames, num_speakers) SlidingWindowFeature
+        exclude_overlap : bool, optional
+        hook : Callable, optional
+
+        Returns
+        -------
+        embeddings : (num_chunks, num_speakers, dimension) array
+        """
+        if not pools_by_speaker(self._embedding):
+            return super().get_embeddings(file, binary_segmentations, exclude_overlap=exclude_overlap, hook=hook)
+        # when hyper-parameters are optimised: as upstream, for as long as segmentations stay the same
+        powerset = self._segmentation.model.specifications.powerset
+        threshold = None if powerset else self.segmentation.threshold
+        cache = file.get(_EMBEDDING_CACHE, {}) if self.training else {}
+        if "embeddings" in cache and cache["segmentation.threshold"] == threshold:
+            return cache["embeddings"]
+
+        def waveform_of(chunk: int) -> Tensor:
+            return self._audio.crop(file, binary_segmentations.sliding_window[chunk], mode="pad")[0]
+
+        def progress(completed: int, total: int) -> None:
+            if hook is not None:
+                hook("embeddings", None, completed=completed, total=total)
+
+        embeddings = embed_chunks(
+            self._embedding,
+            embedding_masks(self._embedding, binary_segmentations, exclude_overlap),
+            waveform_of,
+            # chunks one by one stay in the cache of a CPU
+            1 if self._embedding.device.type == "cpu" else self.embedding_batch_size,
+            progress,
+        )
+        if self.training:
+            file[_EMBEDDING_CACHE] = {"embeddings": embeddings, "segmentation.threshold": threshold}
+        return embeddings
 
     def apply(
         self,
