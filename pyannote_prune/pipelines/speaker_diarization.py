@@ -14,12 +14,14 @@ from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiariz
 from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
 from pyannote.audio.pipelines.utils import PipelineModel, PipelinePLDA
 from pyannote.core import Annotation, SlidingWindowFeature
-from scipy.ndimage import median_filter as scipy_median_filter
+from scipy.ndimage import correlate1d, median_filter
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.pipelines.audio import decode
+from pyannote_prune.pipelines.clustering import ClusteredSegmentations, save_memory
 from pyannote_prune.pipelines.embeddings import embed_chunks, embedding_masks, fold_batch_norms, pools_by_speaker
+from pyannote_prune.pipelines.segmentation import SegmentationInference
 
 _EMBEDDING_CACHE = "training_cache/embeddings"
 
@@ -76,6 +78,8 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         excepted). Defaults to the average of all channels.
     min_speakers, max_speakers : int, optional
         Bounds on the number of speakers, for recordings that are given without.
+    precision : {"auto", "float32", "float16", "bfloat16"}, optional
+        Of the segmentation model. "auto" (default) is float16 on CUDA devices, float32 on others.
 
     Raises
     ------
@@ -107,6 +111,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         channel: int | None = None,
         min_speakers: int | None = None,
         max_speakers: int | None = None,
+        precision: str = "auto",
     ) -> None:
         if segmentation is None:
             raise InputError("A segmentation model is needed: a checkpoint, a hub id, or a model.")
@@ -135,7 +140,17 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
                 f"embedding: {embedding}). Without network, use local ones: `convert --embedding FILE` puts an "
                 "embedding into the pipeline directory."
             ) from error
-        if pools_by_speaker(self._embedding):
+        upstream: Any = self._segmentation
+        self._segmentation: Any = SegmentationInference(
+            upstream.model,
+            precision=precision,
+            duration=upstream.duration,
+            step=upstream.step,
+            skip_aggregation=True,
+            batch_size=segmentation_batch_size,
+        )
+        save_memory(self.clustering)
+        if pools_by_speaker(getattr(self, "_embedding", None)):
             self._embedding.model_ = fold_batch_norms(self._embedding.model_)
         self.median_filter = median_filter
         self.channel = channel
@@ -172,8 +187,30 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         segmentations = super().get_segmentations(file, hook=hook)
         if self.median_filter is None:
             return segmentations
-        filtered = scipy_median_filter(segmentations.data, size=(1, self.median_filter, 1), mode="reflect")
+        data, size = segmentations.data, self.median_filter
+        if self._segmentation.model.specifications.powerset:
+            # the median of zeros and ones is what most of them are
+            filtered = (correlate1d(data, np.ones(size), axis=1, mode="reflect") > size / 2).astype(data.dtype)
+        else:
+            filtered = median_filter(data, size=(1, size, 1), mode="reflect")
         return SlidingWindowFeature(filtered, segmentations.sliding_window)
+
+    def reconstruct(
+        self, segmentations: SlidingWindowFeature, hard_clusters: np.ndarray, count: SlidingWindowFeature
+    ) -> SlidingWindowFeature:
+        """Who speaks when, from clusters, in the memory of one chunk
+
+        Parameters
+        ----------
+        segmentations : (num_chunks, num_frames, num_speakers) SlidingWindowFeature
+        hard_clusters : (num_chunks, num_speakers) array
+        count : (total_num_frames, 1) SlidingWindowFeature
+
+        Returns
+        -------
+        discrete_diarization : (total_num_frames, num_clusters) SlidingWindowFeature
+        """
+        return self.to_diarization(ClusteredSegmentations(segmentations, hard_clusters), count)
 
     def get_embeddings(
         self,

@@ -43,6 +43,31 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Ten
     return F.conv2d(image, weight.unsqueeze(2), bias, stride=(1, stride)).permute(0, 2, 3, 1).squeeze(1)
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor, bias: Tensor) -> Tensor:
+    """Scaled dot-product attention whose bias is a product, one head at a time, which stays in the cache
+
+    Parameters
+    ----------
+    query, key, value : (batch, heads, frames, head_dim) Tensor
+    gate : (batch, heads, frames, 1) Tensor
+    bias : (heads, frames, frames) Tensor
+        `gate * bias` is added to the scores of (query, key) pairs.
+
+    Returns
+    -------
+    output : (batch, frames, heads * head_dim) Tensor
+    """
+    batch, heads, frames, head_dim = query.shape
+    query = query * head_dim**-0.5
+    output = query.new_empty(batch, frames, heads, head_dim)
+    for item in range(batch):
+        for head in range(heads):
+            scores = convolve(query[item, head].contiguous()[None], key[item, head].unsqueeze(2), None, 1)[0]
+            scores = torch.softmax(scores.addcmul_(gate[item, head], bias[head]), dim=-1)
+            output[item, :, head] = convolve(scores[None], value[item, head].T.unsqueeze(2), None, 1)[0]
+    return output.flatten(2)
+
+
 class Linear(nn.Linear):
     """Same as `torch.nn.Linear`"""
 

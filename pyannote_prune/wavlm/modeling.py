@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from pyannote_prune.errors import InputError
 from pyannote_prune.wavlm.configuration import PrunedWavLMConfig
 from pyannote_prune.wavlm.feature_extractor import ConvLayer, FeatureExtractor
-from pyannote_prune.wavlm.kernels import Linear
+from pyannote_prune.wavlm.kernels import Linear, attend, is_plain_inference
 from pyannote_prune.wavlm.positional import PositionalConvEmbedding
 
 
@@ -121,6 +121,8 @@ class Attention(nn.Module):
         # is constant along anti-diagonals, which is a strided view of the distances: no copy, no gather.
         key, value = key_value.flip(1).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
         bias = distance_bias[self.head_index].flip(-1).unfold(-1, frames, 1)
+        if is_plain_inference(x):
+            return self.out_proj(attend(query, key, value, self.gate(x), bias))
         output = F.scaled_dot_product_attention(
             query,
             key,
@@ -271,6 +273,26 @@ class PrunedWavLMModel(PreTrainedModel):
             num_samples = max(0, (num_samples - kernel) // stride + 1)
         return num_samples
 
+    @property
+    def hop(self) -> int:
+        """Number of samples from one frame to the next."""
+        return math.prod(self.config.conv_stride)
+
+    @property
+    def has_local_features(self) -> bool:
+        """Whether a frame of `local_features` depends on the samples below it alone."""
+        return self.config.feat_extract_norm == "layer" and not self.config.normalize_waveform
+
+    def local_features(self, input_values: Tensor) -> Tensor:
+        """What the Transformer is given: (batch, samples) waveforms -> (batch, frames, hidden_size)"""
+        if self.config.normalize_waveform:
+            input_values = F.layer_norm(input_values, input_values.shape[-1:])
+        return self.feature_projection(self.feature_extractor(input_values))
+
+    def encode(self, local_features: Tensor) -> BaseModelOutput:
+        """What the Transformer makes of it: (batch, frames, hidden_size) -> all hidden states"""
+        return self.encoder(local_features)
+
     def forward(self, input_values: Tensor) -> BaseModelOutput:
         """Extract features
 
@@ -295,6 +317,4 @@ class PrunedWavLMModel(PreTrainedModel):
             raise InputError(f"Waveforms must be shaped (batch, samples), got {tuple(input_values.shape)}.")
         if self.num_frames(input_values.shape[1]) < 1:
             raise InputError(f"Waveforms of {input_values.shape[1]} samples are too short for one frame.")
-        if self.config.normalize_waveform:
-            input_values = F.layer_norm(input_values, input_values.shape[-1:])
-        return self.encoder(self.feature_projection(self.feature_extractor(input_values)))
+        return self.encode(self.local_features(input_values))

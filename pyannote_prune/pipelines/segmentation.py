@@ -1,0 +1,156 @@
+"""Applying a segmentation model to the sliding windows of a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pyannote.audio import Inference
+from pyannote.core import SlidingWindow, SlidingWindowFeature
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.models import WavLMSegmentation
+from pyannote_prune.models.segmentation import SegmentationModel
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class SegmentationInference(Inference):
+    """pyannote's `Inference` of a segmentation model, faster
+
+    Where each frame of the convolutional features depends on nothing but the samples below it (all
+    extractors that neither normalise over time nor are given normalised waveforms), overlapping windows
+    share them: they are computed once.
+
+    Parameters
+    ----------
+    model : Model
+    precision : {"auto", "float32", "float16", "bfloat16"}, optional
+        Of models of this package. "auto" (default) is float16 on CUDA devices, float32 on others.
+    **kwargs
+        As upstream.
+
+    Raises
+    ------
+    InputError
+        When there is no such precision.
+    """
+
+    def __init__(self, model: torch.nn.Module, precision: str = "auto", **kwargs: object) -> None:
+        if precision != "auto" and precision not in PRECISIONS:
+            raise InputError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}.")
+        super().__init__(model, **kwargs)
+        self.precision = precision
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        precision = self.precision
+        if precision == "auto":
+            precision = "float16" if self.device.type == "cuda" else "float32"
+        # parametrised weights (weight norm) are derived once, rather than for each batch
+        with torch.autocast(self.device.type, PRECISIONS[precision], precision != "float32"), parametrize.cached():
+            yield
+
+    def slide(self, waveform: Tensor, sample_rate: int, hook: Callable | None = None) -> SlidingWindowFeature:
+        """Slide over a waveform
+
+        Parameters
+        ----------
+        waveform : (channel, samples) Tensor
+        sample_rate : int
+        hook : callable, optional
+            Called with `completed` and `total`, numbers of windows.
+
+        Returns
+        -------
+        output : SlidingWindowFeature
+            As upstream.
+        """
+        if not isinstance(self.model, SegmentationModel) or not self.skip_aggregation or len(waveform) != 1:
+            return super().slide(waveform, sample_rate, hook)
+        with self._autocast(), torch.inference_mode():
+            return self._slide(waveform[0], sample_rate, hook)
+
+    def _slide(self, waveform: Tensor, sample_rate: int, hook: Callable | None) -> SlidingWindowFeature:
+        window, step = self.model.audio.get_num_samples(self.duration), round(self.step * sample_rate)
+        # the last one is completed with zeros
+        num_windows = 1 + max(0, -(-(len(waveform) - window) // step))
+        score = _SharedFeatures(self.model, window, step) if self._shares(step) else _Windows(self.model, window, step)
+        # one by one, windows stay in the cache of a CPU
+        batch_size = 1 if self.device.type == "cpu" else self.batch_size
+        outputs = []
+        if hook is not None:
+            hook(completed=0, total=num_windows)
+        for first in range(0, num_windows, batch_size):
+            last = min(first + batch_size, num_windows)
+            scores = score(waveform, first, last)
+            outputs.append(self.conversion(scores.float()).cpu().numpy())
+            if hook is not None:
+                hook(completed=last, total=num_windows)
+        windows = SlidingWindow(start=0.0, duration=self.duration, step=self.step)
+        return SlidingWindowFeature(np.vstack(outputs), windows)
+
+    def _shares(self, step: int) -> bool:
+        """Whether windows can share features: local ones, at whole numbers of frames from each other."""
+        return (
+            isinstance(self.model, WavLMSegmentation)
+            and self.model.wavlm.has_local_features
+            and step % self.model.wavlm.hop == 0
+        )
+
+
+class _Windows:
+    """Scores of windows, each computed by itself
+
+    Parameters
+    ----------
+    model : SegmentationModel
+    window, step : int
+        Number of samples of a window, and between the starts of two.
+    """
+
+    def __init__(self, model: SegmentationModel, window: int, step: int) -> None:
+        self.model, self.window, self.step = model, window, step
+
+    def __call__(self, waveform: Tensor, first: int, last: int) -> Tensor:
+        """Windows `first` to `last` (not included) of a waveform -> (windows, frames, classes)"""
+        samples = _crop(waveform, first * self.step, (last - 1) * self.step + self.window)
+        return self.model(samples.to(self.model.device).unfold(0, self.window, self.step).unsqueeze(1))
+
+
+class _SharedFeatures(_Windows):
+    """Scores of windows of a model with local features, asked for in order: no frame is computed twice"""
+
+    model: WavLMSegmentation
+
+    def __init__(self, model: WavLMSegmentation, window: int, step: int) -> None:
+        super().__init__(model, window, step)
+        self.features = torch.empty(0, model.wavlm.config.hidden_size, device=model.device)
+        self.end = 0  # of the frames that are known
+
+    def __call__(self, waveform: Tensor, first: int, last: int) -> Tensor:
+        """Windows `first` to `last` (not included) of a waveform -> (windows, frames, classes)"""
+        wavlm = self.model.wavlm
+        size, step = self.model.num_frames(self.window), self.step // wavlm.hop
+        begin, end = first * step, (last - 1) * step + size
+        known = max(0, self.end - begin)
+        samples = _crop(
+            waveform, (begin + known) * wavlm.hop, (end - 1) * wavlm.hop + self.model.receptive_field_size()
+        )
+        new = wavlm.local_features(samples.to(self.model.device).unsqueeze(0))[0]
+        self.features, self.end = torch.cat([self.features[len(self.features) - known :], new]), end
+        windows = self.features.unfold(0, size, step).transpose(1, 2)
+        states = wavlm.encode(windows).hidden_states
+        assert states is not None
+        return self.model.classify(self.model.mix(states))
+
+
+def _crop(waveform: Tensor, start: int, end: int) -> Tensor:
+    """Samples `start` to `end` of a waveform, with zeros where it has ended."""
+    samples = waveform[start:end]
+    return F.pad(samples, (0, end - start - len(samples)))
