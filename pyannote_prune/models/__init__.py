@@ -1,5 +1,6 @@
 """pyannote models."""
 
+from pyannote_prune.models.embedding import SpeakerResNet
 from pyannote_prune.models.heads import ConformerHead, LSTMHead
 from pyannote_prune.models.loading import load_segmentation
 from pyannote_prune.models.segmentation import FbankSegmentation, WavLMSegmentation, save_checkpoint
@@ -8,6 +9,7 @@ __all__ = [
     "ConformerHead",
     "FbankSegmentation",
     "LSTMHead",
+    "SpeakerResNet",
     "WavLMSegmentation",
     "load_segmentation",
     "save_checkpoint",

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import IOBase
+from pathlib import Path
 from typing import Any
 
 import soundfile
@@ -16,8 +17,37 @@ from pyannote.audio.core.io import AudioFile
 from pyannote.core import Segment
 from torch import Tensor
 
+from pyannote_prune.errors import InputError
+
+# of files that soundfile reads; samples without a header are none
+EXTENSIONS = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"} | {
+    ".aif",
+    ".mp3",
+    ".oga",
+    ".opus",
+    ".sph",
+}
+
 # seconds decoded at a time, so that of several channels only those wanted are ever whole in memory
 _BLOCK = 60
+
+
+def find_recordings(directory: Path) -> list[Path]:
+    """Recordings in a folder, at any depth below it, sorted
+
+    Raises
+    ------
+    InputError
+        When there is none.
+    """
+    recordings = [
+        path
+        for path in sorted(directory.rglob("*"))
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    ]
+    if not recordings:
+        raise InputError(f"{directory} holds no recording that can be read ({', '.join(sorted(EXTENSIONS))}).")
+    return recordings
 
 
 class Audio(UpstreamAudio):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.nn.utils import parametrize
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import WavLMSegmentation
 from pyannote_prune.models.segmentation import SegmentationModel
+from pyannote_prune.pruning import pad_feed_forward
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -46,6 +48,15 @@ class SegmentationInference(Inference):
             raise InputError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}.")
         super().__init__(model, **kwargs)
         self.precision = precision
+
+    def to(self, device: torch.device) -> SegmentationInference:
+        """Move the model to a device; on those of CUDA, give it widths that tensor cores like"""
+        super().to(device)
+        model: Any = self.model
+        if device.type == "cuda" and isinstance(model, WavLMSegmentation):
+            padded = pad_feed_forward(model.wavlm, multiple_of=8)
+            self.model: Any = model.with_backbone(padded).to(device).eval()
+        return self
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

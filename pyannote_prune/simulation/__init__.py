@@ -1,6 +1,7 @@
 """Annotated conversations made of recordings of single speakers, for those with little annotated data."""
 
 from pyannote_prune.simulation.conversation import Conversation, Simulator
-from pyannote_prune.simulation.voices import Voices
+from pyannote_prune.simulation.corpus import split_speakers, write_corpus
+from pyannote_prune.simulation.voices import Voices, read_speakers
 
-__all__ = ["Conversation", "Simulator", "Voices"]
+__all__ = ["Conversation", "Simulator", "Voices", "read_speakers", "split_speakers", "write_corpus"]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pyannote.core import Annotation, Segment
@@ -112,6 +113,11 @@ class Simulator:
         self.num_rooms = num_rooms
         self.speed = speed
         self.lowest_snr, self.highest_snr = snr
+
+    def settings(self) -> dict[str, Any]:
+        """What conversations depend on, as plain numbers, strings and lists."""
+        settings = {name: value for name, value in vars(self).items() if name != "voices"}
+        return {**settings, "num_speakers": list(self.num_speakers), "speakers": self.voices.speakers}
 
     @property
     def sample_rate(self) -> int:

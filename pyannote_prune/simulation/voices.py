@@ -10,8 +10,7 @@ import soundfile
 from scipy.signal import resample_poly
 
 from pyannote_prune.errors import InputError
-
-EXTENSIONS = {f".{name.lower()}" for name in soundfile.available_formats()} | {".mp3", ".oga", ".opus"}
+from pyannote_prune.models.audio import find_recordings
 
 # an utterance is cut out of what is longer, in seconds
 MAX_UTTERANCE = 12.0
@@ -51,14 +50,11 @@ class Voices:
             raise InputError(f"No such folder of voices: {directory}.")
         self.sample_rate = sample_rate
         self.files: dict[str, list[Path]] = {}
-        for path in sorted(directory.rglob("*")):
-            if path.suffix.lower() in EXTENSIONS and path.is_file():
-                inside = path.relative_to(directory)
-                self.files.setdefault(inside.parts[0] if len(inside.parts) > 1 else inside.stem, []).append(path)
-        if not self.files:
-            raise InputError(f"{directory} holds no recording that can be read ({', '.join(sorted(EXTENSIONS))}).")
+        for path in find_recordings(directory):
+            inside = path.relative_to(directory)
+            self.files.setdefault(inside.parts[0] if len(inside.parts) > 1 else inside.stem, []).append(path)
         if speakers is not None:
-            wanted = _listed(speakers)
+            wanted = read_speakers(speakers)
             missing = sorted(set(wanted) - set(self.files))
             if missing:
                 raise InputError(f"{directory} holds no recording of {missing[0]!r}, one of the speakers asked for.")
@@ -110,7 +106,8 @@ class Voices:
         return decoded
 
 
-def _listed(speakers: Path | str | Iterable[str]) -> list[str]:
+def read_speakers(speakers: Path | str | Iterable[str]) -> list[str]:
+    """Names of speakers, or those that a file lists, one per line."""
     if not isinstance(speakers, (Path, str)):
         return list(speakers)
     if not Path(speakers).is_file():

@@ -45,7 +45,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         Defaults to all of them.
     simulation : Simulator or dict, optional
         What simulates conversations, or the arguments of
-        [`Simulator`][pyannote_prune.simulation.Simulator]. Defaults to no simulation.
+        [`Simulator`][pyannote_prune.simulation.Simulator]. Defaults to no simulation, as without `voices`.
     simulated_fraction : float, optional
         Probability that a training chunk is simulated, in [0, 1]. Defaults to 0.5.
     chunks_per_epoch : int, optional
@@ -80,7 +80,9 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         if not has_training_files:
             raise InputError(f"Protocol {protocol.name} has no training files.")
         self.data_fraction = data_fraction
-        self.simulator = Simulator(**simulation) if isinstance(simulation, Mapping) else simulation
+        if isinstance(simulation, Mapping):
+            simulation = Simulator(**simulation) if simulation.get("voices") is not None else None
+        self.simulator = simulation
         self.simulated_fraction = simulated_fraction
         self.chunks_per_epoch = chunks_per_epoch
         super().__init__(protocol, **kwargs)

@@ -43,14 +43,20 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Ten
     return F.conv2d(image, weight.unsqueeze(2), bias, stride=(1, stride)).permute(0, 2, 3, 1).squeeze(1)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor, bias: Tensor) -> Tensor:
-    """Scaled dot-product attention whose bias is a product, one head at a time, which stays in the cache
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(..., in_features) -> (..., out_features)"""
+    rows = x.reshape(1, -1, x.shape[-1])
+    return convolve(rows, weight.unsqueeze(2), bias, stride=1).reshape(*x.shape[:-1], -1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention, one head at a time, which stays in the cache
 
     Parameters
     ----------
     query, key, value : (batch, heads, frames, head_dim) Tensor
-    gate : (batch, heads, frames, 1) Tensor
-    bias : (heads, frames, frames) Tensor
+    gate : (batch, heads, frames, 1) Tensor, optional
+    bias : (heads, frames, frames) Tensor, optional
         `gate * bias` is added to the scores of (query, key) pairs.
 
     Returns
@@ -58,13 +64,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor, bias: Tensor
     output : (batch, frames, heads * head_dim) Tensor
     """
     batch, heads, frames, head_dim = query.shape
-    query = query * head_dim**-0.5
+    query = (query * head_dim**-0.5).contiguous()
     output = query.new_empty(batch, frames, heads, head_dim)
     for item in range(batch):
         for head in range(heads):
-            scores = convolve(query[item, head].contiguous()[None], key[item, head].unsqueeze(2), None, 1)[0]
-            scores = torch.softmax(scores.addcmul_(gate[item, head], bias[head]), dim=-1)
-            output[item, :, head] = convolve(scores[None], value[item, head].T.unsqueeze(2), None, 1)[0]
+            scores = linear(query[item, head], key[item, head], None)
+            if gate is not None and bias is not None:
+                scores.addcmul_(gate[item, head], bias[head])
+            output[item, :, head] = linear(scores.softmax(dim=-1), value[item, head].T, None)
     return output.flatten(2)
 
 
@@ -75,12 +82,40 @@ class Linear(nn.Linear):
         """(..., in_features) -> (..., out_features)"""
         if x.numel() == 0 or not is_plain_inference(x):
             return super().forward(x)
-        rows = x.reshape(1, -1, x.shape[-1])
-        return convolve(rows, self.weight.unsqueeze(2), self.bias, stride=1).reshape(*x.shape[:-1], -1)
+        return linear(x, self.weight, self.bias)
+
+
+class MultiheadAttention(nn.MultiheadAttention):
+    """Same as `torch.nn.MultiheadAttention`"""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Sequences of (frames, batch, features), or (batch, frames, features) if `batch_first`"""
+        masked = key_padding_mask is not None or attn_mask is not None
+        alone = query is key is value and query.ndim == 3 and self.in_proj_weight is not None
+        if masked or need_weights or not alone or not is_plain_inference(query):
+            return super().forward(
+                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            )
+        x = query if self.batch_first else query.transpose(0, 1)
+        packed = linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
+        output = self.out_proj(attend(*packed.permute(2, 0, 3, 1, 4)))
+        return output if self.batch_first else output.transpose(0, 1), None
 
 
 def accelerate(module: nn.Module) -> None:
-    """Make all linear layers inside of a module, one of a library, those of this file."""
+    """Make linear layers and attention inside of a module, one of a library, those of this file."""
     for child in module.modules():
-        if type(child) is nn.Linear:
+        if type(child) is nn.MultiheadAttention:
+            child.__class__ = MultiheadAttention
+        elif isinstance(child, nn.Linear):
             child.__class__ = Linear

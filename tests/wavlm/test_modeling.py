@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from transformers import AutoConfig, AutoModel, WavLMConfig, WavLMModel
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
 from pyannote_prune.errors import InputError
 from pyannote_prune.interop.state_dict import build_backbone, canonical_state_dict
-from pyannote_prune.wavlm.kernels import Linear
+from pyannote_prune.wavlm.kernels import Linear, accelerate
 from tests.conftest import states_of_transformers
 
 NUM_HEADS, HEAD_DIM, NUM_LAYERS, WIDTH = 4, 8, 3, 12
@@ -224,6 +226,24 @@ def test_positions_by_spectra(kernel_size, groups, frames, batch):
         with torch.no_grad():  # spectra that are kept must follow
             embedding.conv.parametrizations.weight.original0.mul_(1.5)
             embedding.conv.bias.add_(1.0)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_multihead_attention(batch_first, bias):
+    theirs = torch.nn.MultiheadAttention(24, 4, batch_first=batch_first, bias=bias).eval()
+    ours = copy.deepcopy(theirs)
+    accelerate(ours)
+    assert type(ours) is not type(theirs)
+    x, other = torch.randn(7, 3, 24), torch.randn(7, 3, 24)
+    mask = torch.zeros(*((7, 3) if batch_first else (3, 7)), dtype=torch.bool)
+    mask[:, 1] = True
+    with torch.no_grad():
+        for inputs in ((x, x, x), (x, other, other)):
+            for options in ({"need_weights": False}, {}, {"need_weights": False, "key_padding_mask": mask}):
+                actual, wanted = ours(*inputs, **options), theirs(*inputs, **options)
+                torch.testing.assert_close(actual[0], wanted[0], atol=1e-5, rtol=1e-5)
+                assert (actual[1] is None) == (wanted[1] is None)
 
 
 @given(rows=st.lists(st.integers(0, 5), max_size=3), sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def simulate(
+    voices: Annotated[
+        Path, typer.Argument(help="Recordings of single speakers, in a folder for each speaker.", show_default=False)
+    ],
+    directory: Annotated[Path, typer.Argument(help="Of the corpus.", show_default=False)],
+    train: Annotated[float | None, typer.Option(help="Hours of the training set.", show_default=False)] = None,
+    development: Annotated[float | None, typer.Option(help="Hours of the development set.", show_default=False)] = None,
+    train_speakers: Annotated[
+        Path | None, typer.Option(help="List of its speakers, one per line. Default: 90 % of all, at random.")
+    ] = None,
+    development_speakers: Annotated[
+        Path | None, typer.Option(help="List of its speakers, one per line. Default: the others.")
+    ] = None,
+    duration: Annotated[float, typer.Option(help="Seconds of a conversation.")] = 60.0,
+    min_speakers: Annotated[int, typer.Option(help="Least number of speakers of a conversation.", min=1)] = 1,
+    max_speakers: Annotated[int, typer.Option(help="Greatest number of speakers of a conversation.", min=1)] = 4,
+    overlap: Annotated[float, typer.Option(help="Probability that a change of speakers overlaps.")] = 0.3,
+    reverberation: Annotated[float, typer.Option(help="Probability of a room.")] = 0.6,
+    telephone: Annotated[float, typer.Option(help="Probability of the telephone.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+    name: Annotated[str, typer.Option(help="Of the database.")] = "Simulated",
+) -> None:
+    """Make annotated conversations of recordings of single speakers, as a pyannote.database protocol.
+
+    Turns, pauses, overlaps, rooms, telephones and noise are random. The same command goes on where it was
+    interrupted.
+
+    Example: pyannote-prune simulate voices corpus --train 10 --development 0.5
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pyannote_prune.errors import InputError
+    from pyannote_prune.simulation import Simulator, Voices, read_speakers, split_speakers, write_corpus
+
+    hours = {subset: value for subset, value in (("train", train), ("development", development)) if value is not None}
+    if not hours:
+        raise InputError("Nothing to simulate: give --train HOURS, --development HOURS, or both.")
+    files = {"train": train_speakers, "development": development_speakers}
+    lists = {subset: read_speakers(path) if (path := files[subset]) is not None else None for subset in hours}
+    speakers = split_speakers(Voices(voices).speakers, lists, seed)
+    simulators = {
+        subset: Simulator(
+            voices,
+            speakers=speakers[subset],
+            num_speakers=(min_speakers, max_speakers),
+            overlap=overlap,
+            reverberation=reverberation,
+            telephone=telephone,
+        )
+        for subset in hours
+    }
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("conversations")
+        registry = write_corpus(
+            directory,
+            simulators,
+            hours,
+            duration,
+            seed,
+            name,
+            lambda completed, total: bar.update(task, completed=completed, total=total),
+        )
+    typer.echo(f"{registry}: {name}.SpeakerDiarization.Conversations")

@@ -1,0 +1,201 @@
+import numpy as np
+import pytest
+import soundfile
+from pyannote.core import Annotation, Segment
+from pyannote.database import registry
+from typer.testing import CliRunner
+
+from pyannote_prune.cli import app
+from pyannote_prune.errors import InputError
+from pyannote_prune.simulation import Simulator, Voices, split_speakers, write_corpus
+from pyannote_prune.simulation.acoustics import noise, room_responses, telephone
+from pyannote_prune.simulation.voices import speech_regions
+
+RATE = 16000
+
+
+def tone(frequency, *pieces) -> np.ndarray:
+    """Pieces of a tone, in seconds, negative ones being silence."""
+    times = [np.arange(round(abs(piece) * RATE)) / RATE for piece in pieces]
+    waves = [(piece > 0) * np.sin(2 * np.pi * frequency * time) for piece, time in zip(pieces, times)]
+    return (0.3 * np.concatenate(waves)).astype(np.float32)
+
+
+# each speaks at a frequency of its own: what is heard tells who speaks
+FREQUENCIES = {"a": 500, "b": 1100, "c": 2300, "d": 3100}
+
+
+@pytest.fixture(scope="module")
+def voices(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("voices")
+    for name, frequency in FREQUENCIES.items():
+        (directory / name / "deeper").mkdir(parents=True)
+        soundfile.write(directory / name / "deeper" / "1.flac", tone(frequency, -0.2, 1.5, -0.5, 1.0), RATE)
+        soundfile.write(directory / name / "2.wav", tone(frequency, 0.8)[::2], RATE // 2)
+    return directory
+
+
+def clean(voices, **options) -> Simulator:
+    plain = {"reverberation": 0.0, "telephone": 0.0, "speed": 0.0, "snr": (80.0, 80.0), "num_speakers": (2, 4)}
+    return Simulator(voices, **plain | options)
+
+
+def test_voices(voices):
+    soundfile.write(voices / "alone.wav", tone(200, 20.0), RATE)
+    try:
+        found = Voices(voices)
+        assert found.speakers == ["a", "alone", "b", "c", "d"]
+        assert len(found.utterance("alone", np.random.default_rng(0))) == 12 * RATE
+        rng = np.random.default_rng(0)
+        assert {len(found.utterance("a", rng)) for _ in range(20)} == {round(3.2 * RATE), round(0.8 * RATE)}
+        assert Voices(voices, ["b", "a"]).speakers == ["b", "a"]
+    finally:
+        (voices / "alone.wav").unlink()
+
+
+def test_speech_regions():
+    regions = speech_regions(tone(500, -0.5, 1.0, -0.2, 1.0, -0.5, 1.0), RATE)
+    np.testing.assert_allclose(regions, [(0.5, 2.7), (3.2, 4.2)], atol=0.03)
+    assert speech_regions(np.zeros(RATE), RATE) == []
+    assert speech_regions(np.zeros(3), RATE) == []
+
+
+def test_annotation_is_what_is_heard(voices):
+    """Who is annotated is who is loud, at every hundredth of a second away from edges."""
+    simulator = clean(voices)
+    rng = np.random.default_rng(0)
+    speech = overlap = 0.0
+    for _ in range(10):
+        conversation = simulator.conversation(7.0, rng)
+        assert conversation.waveform.shape == (7 * RATE,)
+        assert conversation.waveform.dtype == np.float32
+        annotation = conversation.annotation
+        assert annotation.get_timeline().extent() in Segment(0, 7)
+        speech += annotation.get_timeline().support().duration()
+        overlap += annotation.get_overlap().duration()
+        edges = np.array([edge for segment in annotation.itersegments() for edge in segment] + [-1.0])
+        for time in np.arange(0.1, 6.9, 0.05):
+            if np.abs(edges - time).min() < 0.1:
+                continue
+            window = conversation.waveform[round((time - 0.05) * RATE) : round((time + 0.05) * RATE)]
+            # frequencies are whole numbers of periods in the window
+            bins = {name: round(0.1 * frequency) for name, frequency in FREQUENCIES.items()}
+            spectrum = np.abs(np.fft.rfft(window))
+            spoken = set(annotation.crop(Segment(time, time + 1e-3)).labels())
+            assert spoken == {name for name in bins if spectrum[bins[name]] > 1.0}
+    assert 30 < speech < 70
+    assert overlap > 0
+
+
+def test_reproducible(voices):
+    simulator = Simulator(voices)
+    one, same = (simulator.conversation(3.0, np.random.default_rng(5)) for _ in range(2))
+    other = simulator.conversation(3.0, np.random.default_rng(6))
+    np.testing.assert_array_equal(one.waveform, same.waveform)
+    assert one.annotation == same.annotation
+    assert not np.array_equal(one.waveform, other.waveform)
+
+
+def test_rooms_start_with_the_direct_path():
+    responses = room_responses(3, RATE)
+    assert len(responses) >= 4
+    for response in responses:
+        assert np.argmax(np.abs(response)) <= RATE // 1000
+        assert np.sum(response**2) == pytest.approx(1, abs=1e-5)
+        assert len(response) > 0.05 * RATE
+
+
+def test_telephone_and_noise():
+    low, middle, high = (np.std(telephone(tone(frequency, 1.0), RATE)[2000:]) for frequency in (60, 1000, 6000))
+    assert middle > 0.15
+    assert max(low, high) < 0.1 * middle
+    samples = noise(RATE, RATE, np.random.default_rng(0))
+    assert np.mean(samples**2) == pytest.approx(1, rel=1e-4)
+
+
+def test_corpus(voices, tmp_path):
+    simulators = {"train": clean(voices, num_speakers=(1, 2)), "development": clean(voices, num_speakers=(2, 2))}
+    told = []
+    path = write_corpus(
+        tmp_path / "corpus",
+        simulators,
+        {"train": 15 / 3600, "development": 5 / 3600},
+        duration=5.0,
+        name="TestSimulation",
+        progress=lambda completed, total: told.append((completed, total)),
+    )
+    assert told == [(done, 4) for done in range(5)]
+    registry.load_database(path)
+    protocol = registry.get_protocol("TestSimulation.SpeakerDiarization.Conversations")
+    files = list(protocol.train())
+    assert [file["uri"] for file in files] == ["train-00000", "train-00001", "train-00002"]
+    assert [len(list(getattr(protocol, subset)())) for subset in ("train", "development")] == [3, 1]
+    samples, rate = soundfile.read(tmp_path / "corpus" / "audio" / "train-00001.flac", dtype="float32")
+    wanted = simulators["train"].conversation(5.0, np.random.default_rng([0, 0, 1]))
+    np.testing.assert_allclose(samples, wanted.waveform, atol=1e-4)
+    assert (rate, files[1]["annotated"].duration()) == (RATE, 5.0)
+    assert isinstance(files[1]["annotation"], Annotation)
+    assert files[1]["annotation"].label_duration(wanted.annotation.labels()[0]) == pytest.approx(
+        wanted.annotation.label_duration(wanted.annotation.labels()[0]), abs=0.01
+    )
+
+    # what is there is not simulated again; another way of simulating is refused
+    removed = tmp_path / "corpus" / "audio" / "train-00002.flac"
+    before = removed.read_bytes()
+    kept = (tmp_path / "corpus" / "audio" / "train-00000.flac").stat().st_mtime_ns
+    removed.unlink()
+    again = {"duration": 5.0, "name": "TestSimulation"}
+    write_corpus(tmp_path / "corpus", simulators, {"train": 15 / 3600, "development": 5 / 3600}, **again)
+    assert removed.read_bytes() == before
+    assert (tmp_path / "corpus" / "audio" / "train-00000.flac").stat().st_mtime_ns == kept
+    with pytest.raises(InputError, match="simulated in another way"):
+        write_corpus(tmp_path / "corpus", simulators, {"train": 15 / 3600, "development": 5 / 3600}, seed=1, **again)
+
+
+def test_split_speakers():
+    speakers = [f"s{number}" for number in range(20)]
+    split = split_speakers(speakers, {"train": None, "development": None})
+    assert (len(split["train"]), len(split["development"])) == (18, 2)
+    assert sorted(split["train"] + split["development"]) == sorted(speakers)
+    assert sorted(split_speakers(speakers, {"train": None})["train"]) == sorted(speakers)
+    split = split_speakers(speakers, {"train": None, "development": ["s3"]})
+    assert split == {"train": sorted(set(speakers) - {"s3"}), "development": ["s3"]}
+    with pytest.raises(InputError, match="'s3' is listed for two subsets"):
+        split_speakers(speakers, {"train": ["s3"], "development": ["s3"]})
+
+
+def test_command(voices, tmp_path):
+    result = CliRunner().invoke(
+        app,
+        ["simulate", str(voices), str(tmp_path / "corpus"), "--train=0.002", "--duration=3", "--max-speakers=2"],
+    )
+    assert result.exit_code == 0, result.output
+    assert "Simulated.SpeakerDiarization.Conversations" in result.output
+    assert len(list((tmp_path / "corpus" / "audio").glob("*.flac"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_speakers": (2, 5)}, "need as many voices, got 4"),
+        ({"num_speakers": (3, 2)}, "num_speakers must be"),
+        ({"overlap": 1.5}, "overlap is a probability"),
+        ({"reverberation": 0.7, "telephone": 0.7}, "exclude each other"),
+        ({"speakers": ["nobody"]}, "no recording of 'nobody'"),
+        ({"speakers": "nowhere.lst"}, "No such list of speakers: nowhere.lst"),
+    ],
+)
+def test_bad_input(voices, options, message):
+    with pytest.raises(InputError, match=message):
+        Simulator(voices, **options)
+
+
+def test_no_voices(tmp_path):
+    with pytest.raises(InputError, match="No such folder of voices"):
+        Voices(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("no sound")
+    with pytest.raises(InputError, match="no recording that can be read"):
+        Voices(tmp_path)
+    (tmp_path / "broken.wav").write_text("no sound")
+    with pytest.raises(InputError, match=r"broken.wav could not be read"):
+        Voices(tmp_path).utterance("broken", np.random.default_rng(0))
