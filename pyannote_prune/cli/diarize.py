@@ -1,30 +1,48 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TaskID
 
 from pyannote_prune.errors import InputError
 
 
 def diarize(
-    audio: Annotated[list[Path], typer.Argument(help="Recordings.", show_default=False)],
+    audio: Annotated[
+        list[Path], typer.Argument(help="Recordings, or folders of recordings at any depth.", show_default=False)
+    ],
     pipeline: Annotated[
         str, typer.Option("--pipeline", "-p", help="Pipeline directory, or hub id.", show_default=False)
     ],
+    formats: Annotated[
+        list[str], typer.Option("--format", help="rttm, json, audacity (labels) or webvtt; may be repeated.")
+    ] = ["rttm"],  # noqa: B006
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Directory for one RTTM file per recording. Default: standard output."),
+        typer.Option(
+            "--output", "-o", help="Directory of a file per recording and format. Default: standard output, of one."
+        ),
     ] = None,
+    plot: Annotated[
+        str | None, typer.Option(help="png or svg: also draw the timeline, into the directory of --output.")
+    ] = None,
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", help="One speaker at a time, the likeliest where several speak.")
+    ] = False,
     num_speakers: Annotated[int | None, typer.Option(help="Number of speakers, when known.", min=1)] = None,
     min_speakers: Annotated[int | None, typer.Option(help="Least number of speakers.", min=1)] = None,
     max_speakers: Annotated[int | None, typer.Option(help="Greatest number of speakers.", min=1)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps...")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")] = False,
 ) -> None:
-    """Find out who spoke when, in RTTM.
+    """Find out who spoke when: RTTM, JSON, labels of Audacity, WebVTT subtitles, pictures.
 
     A recording that cannot be read does not stop the others; the exit code is then 2.
 
@@ -32,41 +50,122 @@ def diarize(
     """
     if min_speakers is not None and max_speakers is not None and min_speakers > max_speakers:
         raise InputError(f"--min-speakers ({min_speakers}) must not exceed --max-speakers ({max_speakers}).")
-    duplicates = [name for name, count in Counter(map(_uri, audio)).items() if count > 1]
-    if duplicates:
-        raise InputError(f"Several recordings are named {duplicates[0]!r}, their RTTM lines could not be told apart.")
     if output is not None and output.exists() and not output.is_dir():
         raise InputError(f"--output must be a directory, {output} is a file.")
 
+    from pyannote_prune.models.audio import Audio
     from pyannote_prune.pipelines.directory import load_pipeline
+    from pyannote_prune.pipelines.output import FORMATS, summary_table
+    from pyannote_prune.pipelines.plot import plot_timeline
 
+    recordings = _find(audio)
+    _check(formats, plot, output, len(recordings))
     loaded = load_pipeline(pipeline, device)
-    failed = 0
-    for path in audio:
+    if exclusive and getattr(loaded, "legacy", False):
+        raise InputError(f"--exclusive is not possible with {pipeline}: set `legacy: false` in its config.yaml.")
+    if output is not None:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output {output} could not be made a directory ({error.strerror}).") from None
+
+    console = Console(stderr=True, highlight=False)
+    failed = []
+    for number, (uri, path) in enumerate(recordings.items(), start=1):
+        title = uri if len(recordings) == 1 else f"{uri} ({number} of {len(recordings)})"
+        file = {"audio": str(path), "uri": uri}
         try:
             if not path.is_file():
                 raise InputError(f"No such recording: {path}.")
-            result = loaded(
-                {"audio": str(path), "uri": _uri(path)},
-                num_speakers=num_speakers,
-                min_speakers=min_speakers,
-                max_speakers=max_speakers,
-            )
-        except InputError as error:
-            failed += 1
-            typer.echo(f"Error: {error}", err=True)
+            with _progress(console, title, hidden=quiet) as hook:
+                result = loaded(
+                    file,
+                    num_speakers=num_speakers,
+                    min_speakers=min_speakers,
+                    max_speakers=max_speakers,
+                    hook=hook,
+                )
+            duration = Audio().get_duration(file)
+            picture = None if plot is None else Audio(mono="downmix")(file)
+        except Exception as error:  # as many as there are decoders: other recordings depend on going on
+            failed.append(path)
+            reason = " ".join(str(error).split())
+            if not isinstance(error, InputError):
+                reason = f"{path}: {type(error).__name__}: {reason[:200]}"
+            typer.echo(f"Error: {reason}", err=True)
             continue
-        rttm = getattr(result, "speaker_diarization", result).to_rttm()
-        if output is None:
-            sys.stdout.write(rttm)
-            sys.stdout.flush()
-        else:
-            output.mkdir(parents=True, exist_ok=True)
-            (output / f"{_uri(path)}.rttm").write_text(rttm)
+
+        kind = "exclusive_speaker_diarization" if exclusive else "speaker_diarization"
+        diarization = getattr(result, kind, result)
+        for name in dict.fromkeys(formats):
+            text = FORMATS[name].write(diarization, duration)
+            if output is None:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            else:
+                (output / f"{uri}.{FORMATS[name].extension}").write_text(text, encoding="utf-8")
+        if output is not None and picture is not None:
+            waveform, sample_rate = picture
+            plot_timeline(diarization, waveform[0].numpy(), sample_rate, output / f"{uri}.{plot}")
+        if not quiet:
+            console.print(summary_table(diarization, duration))
+
     if failed:
+        if len(recordings) > 1:
+            names = ", ".join(map(str, failed))
+            typer.echo(f"{len(failed)} of {len(recordings)} recordings failed: {names}.", err=True)
         raise typer.Exit(2)
 
 
-def _uri(path: Path) -> str:
-    # a field of RTTM: spaces would split it
-    return "_".join(path.stem.split())
+def _check(formats: list[str], plot: str | None, output: Path | None, num_recordings: int) -> None:
+    """Refuse, by an `InputError`, what cannot be written or has no place to go."""
+    from pyannote_prune.pipelines.output import FORMATS
+    from pyannote_prune.pipelines.plot import PICTURES
+
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(f"--format must be one of {', '.join(FORMATS)}, got {name!r}.")
+    if plot is not None and plot not in PICTURES:
+        raise InputError(f"--plot must be one of {', '.join(PICTURES)}, got {plot!r}.")
+    if output is not None:
+        return
+    if plot is not None:
+        raise InputError("--plot needs --output DIR, the directory of the pictures.")
+    if len(set(formats)) > 1:
+        raise InputError(f"Several formats ({', '.join(formats)}) need --output DIR, the directory of their files.")
+    if num_recordings > 1 and not FORMATS[formats[0]].concatenates:
+        raise InputError(f"--format {formats[0]} of several recordings needs --output DIR, a file for each of them.")
+
+
+def _find(audio: list[Path]) -> dict[str, Path]:
+    """Recordings by name, folders replaced by what is in them."""
+    from pyannote_prune.models.audio import find_recordings
+
+    recordings: dict[str, Path] = {}
+    for given in audio:
+        for path in find_recordings(given) if given.is_dir() else [given]:
+            # a field of RTTM: spaces would split it
+            uri = "_".join(path.stem.split())
+            if uri in recordings:
+                raise InputError(
+                    f"Several recordings are named {uri!r} ({recordings[uri]} and {path}): what is written of them "
+                    "could not be told apart."
+                )
+            recordings[uri] = path
+    return recordings
+
+
+@contextmanager
+def _progress(console: Console, title: str, hidden: bool) -> Iterator[Callable[..., None]]:
+    """A hook for pipelines that shows a bar per step, while it runs, on terminals."""
+    tasks: dict[str, TaskID] = {}
+    with Progress(console=console, transient=True, disable=hidden or not console.is_terminal) as bars:
+
+        def hook(step: str, artifact: object, completed: int | None = None, total: int | None = None, **_: Any) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(escape(f"{title}: {step.replace('_', ' ')}"), total=None)
+            # without numbers, the step is done
+            done = completed is None
+            bars.update(tasks[step], completed=1 if done else completed, total=1 if done else total)
+
+        yield hook

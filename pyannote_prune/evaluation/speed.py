@@ -21,10 +21,10 @@ from pyannote_prune.pipelines.directory import find_device
 from pyannote_prune.pruning import total_cost
 from pyannote_prune.pruning.cost import SAMPLE_RATE
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
+from pyannote_prune.wavlm.configuration import dense_family
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-_FAMILIES = ("wavlm-base-plus", "wavlm-large")
 _REFERENCE = "transformers"
 
 _COLUMNS = (
@@ -151,25 +151,6 @@ def _load(source: str) -> PrunedWavLMModel:
     if source in preset_names():
         return PrunedWavLMModel(PrunedWavLMConfig.from_preset(source)).eval()
     return load_backbone(source)
-
-
-def dense_family(source: str, config: PrunedWavLMConfig) -> tuple[str, PrunedWavLMConfig]:
-    """Name and shape of the dense architecture that a backbone was cut from, as far as its shape tells."""
-    for name in _FAMILIES:
-        preset = PrunedWavLMConfig.from_preset(name)
-        if all(
-            getattr(config, size) == getattr(preset, size)
-            for size in ("hidden_size", "num_hidden_layers", "num_attention_heads")
-        ):
-            return name, preset
-    whole = {
-        "remaining_heads": None,
-        "has_attention": None,
-        "has_feed_forward": None,
-        "intermediate_sizes": max([1, *config.intermediate_sizes]),
-        "conv_dim": [max(config.conv_dim)] * len(config.conv_dim),
-    }
-    return f"dense {source}", PrunedWavLMConfig(**{**config.shape_dict(), **whole})
 
 
 def _candidates(backbones: Mapping[str, PrunedWavLMModel]) -> list[Candidate]:

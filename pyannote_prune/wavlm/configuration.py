@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 from pyannote_prune.errors import InputError
 
 _PRESETS = files(__package__) / "presets"
+_DENSE_PRESETS = ("wavlm-base-plus", "wavlm-large")
 
 
 def preset_names() -> list[str]:
@@ -215,3 +216,37 @@ class PrunedWavLMConfig(PretrainedConfig):
             raise InputError(f"Unknown preset {name!r}: choose one of {', '.join(preset_names())}.")
         shape = json.loads((_PRESETS / f"{name}.json").read_text())
         return cls(**{**shape, **overrides})
+
+
+def dense_family(source: str, config: PrunedWavLMConfig) -> tuple[str, PrunedWavLMConfig]:
+    """Name and shape of the dense architecture that a backbone was cut from, as far as its shape tells
+
+    Parameters
+    ----------
+    source : str
+        Name of the backbone.
+    config : PrunedWavLMConfig
+        Its shape.
+
+    Returns
+    -------
+    family : str
+        Name of the dense preset that has as many layers and heads, of the same size; "dense SOURCE" without one.
+    dense : PrunedWavLMConfig
+        Its shape; without a preset, all heads, and the widest of the FFNs and of the convolutions everywhere.
+    """
+    for name in _DENSE_PRESETS:
+        preset = PrunedWavLMConfig.from_preset(name)
+        if all(
+            getattr(config, size) == getattr(preset, size)
+            for size in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        ):
+            return name, preset
+    whole = {
+        "remaining_heads": None,
+        "has_attention": None,
+        "has_feed_forward": None,
+        "intermediate_sizes": max([1, *config.intermediate_sizes]),
+        "conv_dim": [max(config.conv_dim)] * len(config.conv_dim),
+    }
+    return f"dense {source}", PrunedWavLMConfig(**{**config.shape_dict(), **whole})

@@ -1,0 +1,147 @@
+"""What a diarization is written as, and what it amounts to."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+from pyannote.core import Annotation
+from rich.markup import escape
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class SpeakerTotal:
+    """What a speaker says in all
+
+    Parameters
+    ----------
+    speaker : str
+    turns : int
+    seconds : float
+        Of speech, to the millisecond.
+    share : float
+        Of the seconds of all speakers: shares sum up to 1, where there is any speech.
+    """
+
+    speaker: str
+    turns: int
+    seconds: float
+    share: float
+
+
+def speaker_totals(diarization: Annotation) -> list[SpeakerTotal]:
+    """What each speaker says in all, by name."""
+    turns = Counter(speaker for _, _, speaker in _turns(diarization))
+    seconds = {speaker: diarization.label_duration(speaker) for speaker in diarization.labels()}
+    whole = sum(seconds.values())
+    return [
+        SpeakerTotal(speaker, turns[speaker], round(spoken, 3), round(spoken / whole, 4))
+        for speaker, spoken in seconds.items()
+    ]
+
+
+def summary_table(diarization: Annotation, duration: float) -> Table:
+    """Turns and speech of each speaker, and how long several speak at once, as a table of Rich
+
+    Parameters
+    ----------
+    diarization : Annotation
+    duration : float
+        Of the recording, in seconds.
+    """
+    table = Table(title=escape(f"{diarization.uri}, {clock(duration)}"))
+    table.add_column("speaker", overflow="fold")
+    for header in ("turns", "speech (min:s)", "share"):
+        table.add_column(header, justify="right")
+    for total in speaker_totals(diarization):
+        table.add_row(escape(total.speaker), str(total.turns), clock(total.seconds, 1), f"{total.share:.1%}")
+    table.add_section()
+    table.add_row("overlap", "", clock(diarization.get_overlap().duration(), 1))
+    return table
+
+
+def clock(seconds: float, decimals: int = 0) -> str:
+    """Minutes and seconds, as 75:04 or, with a decimal, 75:03.7."""
+    minutes, rest = divmod(round(seconds, decimals), 60)
+    width = 3 + decimals if decimals else 2
+    return f"{int(minutes)}:{rest:0{width}.{decimals}f}"
+
+
+def to_rttm(diarization: Annotation, duration: float) -> str:
+    """Lines of NIST's Rich Transcription Time Marked format, as pyannote.core writes them."""
+    return diarization.to_rttm()
+
+
+def to_json(diarization: Annotation, duration: float) -> str:
+    """One JSON object in one line
+
+    Its "uri"; "duration" and "overlap" in seconds; "speakers", the fields of
+    [`SpeakerTotal`][pyannote_prune.pipelines.output.SpeakerTotal]; "turns", in the order of their starts,
+    with "start" and "end" in seconds.
+    """
+    content = {
+        "uri": diarization.uri,
+        "duration": round(duration, 3),
+        "overlap": round(diarization.get_overlap().duration(), 3),
+        "speakers": [asdict(total) for total in speaker_totals(diarization)],
+        "turns": [
+            {"start": round(start, 3), "end": round(end, 3), "speaker": speaker}
+            for start, end, speaker in _turns(diarization)
+        ],
+    }
+    return json.dumps(content) + "\n"
+
+
+def to_audacity(diarization: Annotation, duration: float) -> str:
+    """A label track of Audacity: start and end in seconds, and speaker, separated by tabs."""
+    return "".join(f"{start:.3f}\t{end:.3f}\t{speaker}\n" for start, end, speaker in _turns(diarization))
+
+
+def to_webvtt(diarization: Annotation, duration: float) -> str:
+    """Subtitles (W3C WebVTT) that show who speaks: one cue per turn, in the voice of its speaker."""
+    cues = ["WEBVTT\n"]
+    for start, end, speaker in _turns(diarization):
+        name = html.escape(speaker, quote=False)
+        cues.append(f"{_timestamp(start)} --> {_timestamp(end)}\n<v {name}>{name}</v>\n")
+    return "\n".join(cues)
+
+
+def _timestamp(seconds: float) -> str:
+    whole, milliseconds = divmod(round(1000 * seconds), 1000)
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}.{milliseconds:03d}"
+
+
+def _turns(diarization: Annotation) -> Iterator[tuple[float, float, str]]:
+    for segment, _, speaker in diarization.itertracks(yield_label=True):
+        yield segment.start, segment.end, speaker
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to write a diarization
+
+    Parameters
+    ----------
+    extension : str
+        Of its files.
+    write : callable
+        From a diarization and the duration of its recording, in seconds, to text.
+    concatenates : bool
+        Whether texts of several recordings make one text.
+    """
+
+    extension: str
+    write: Callable[[Annotation, float], str]
+    concatenates: bool
+
+
+FORMATS = {
+    "rttm": Format("rttm", to_rttm, concatenates=True),
+    "json": Format("json", to_json, concatenates=True),
+    "audacity": Format("txt", to_audacity, concatenates=False),
+    "webvtt": Format("vtt", to_webvtt, concatenates=False),
+}

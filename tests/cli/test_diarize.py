@@ -1,0 +1,181 @@
+import json
+import shutil
+import struct
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import soundfile
+from pyannote.audio import Pipeline
+from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
+from pyannote.core import Annotation, Segment
+from pyannote.database.util import load_rttm
+
+from pyannote_prune.cli import main
+from pyannote_prune.pipelines import directory
+from pyannote_prune.pipelines.output import to_rttm
+
+TURNS = [(0.0, 4.0, "SPEAKER_00"), (3.0, 6.0, "SPEAKER_01"), (7.0, 8.5, "SPEAKER_00")]
+EXCLUSIVE = [(0.0, 3.5, "SPEAKER_00"), (3.5, 6.0, "SPEAKER_01"), (7.0, 8.5, "SPEAKER_00")]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pyannote-prune", "diarize", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        captured = capsys.readouterr()
+        return exit.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def annotate(turns, uri):
+    annotation = Annotation(uri=uri)
+    for track, (start, end, speaker) in enumerate(turns):
+        annotation[Segment(start, end), track] = speaker
+    return annotation
+
+
+def turns_of(annotation):
+    return [(*segment, speaker) for segment, _, speaker in annotation.itertracks(yield_label=True)]
+
+
+class Scripted:
+    """A pipeline whose answer is known."""
+
+    legacy = False
+
+    def __call__(self, file, hook, **bounds):
+        soundfile.info(file["audio"])  # an error that is not ours, for what is no audio
+        hook("segmentation", None, completed=0, total=2)
+        hook("segmentation", None, completed=2, total=2)
+        hook("speaker_counting", "artifact", file=file)
+        return DiarizeOutput(annotate(TURNS, file["uri"]), annotate(EXCLUSIVE, file["uri"]))
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    pipeline = Scripted()
+    monkeypatch.setattr(directory, "load_pipeline", lambda *_: pipeline)
+    return pipeline
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Recordings at two depths, one of them broken, and what is no recording."""
+    path = tmp_path / "recordings"
+    (path / "monday").mkdir(parents=True)
+    samples = np.sin(np.arange(9 * 8000) / 10) * np.linspace(0, 1, 9 * 8000)
+    soundfile.write(path / "b.wav", samples, 8000)
+    soundfile.write(path / "monday" / "a.FLAC", np.stack([samples, samples], axis=1), 8000, format="FLAC")
+    (path / "broken.wav").write_text("this is no audio")
+    (path / "notes.txt").write_text("not a recording")
+    (path / ".b.wav").write_text("not a recording either")
+    return path
+
+
+def test_formats_of_a_real_pipeline(run, untrained, short, tmp_path):
+    wanted = Pipeline.from_pretrained(untrained)(short)
+    code, out, err = run(
+        short, "-p", untrained, "-o", tmp_path, "--plot", "png", "--quiet",
+        *("--format", "rttm", "--format", "json", "--format", "audacity", "--format", "webvtt", "--format", "rttm"),
+    )  # fmt: skip
+    assert (code, out, err) == (0, "", "")
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["short.json", "short.png", "short.rttm", "short.txt", "short.vtt"]
+    turns = turns_of(load_rttm(tmp_path / "short.rttm")["short"])
+    for turn, other in zip(turns, turns_of(wanted.speaker_diarization), strict=True):
+        assert turn[:2] == pytest.approx(other[:2], abs=2e-3)
+        assert turn[2] == other[2]
+    content = json.loads((tmp_path / "short.json").read_text())
+    assert (content["uri"], content["duration"]) == ("short", 12.0)
+    assert len(content["turns"]) == len((tmp_path / "short.txt").read_text().splitlines()) == len(turns)
+
+
+def test_exclusive(run, untrained, short):
+    code, out, _ = run(short, "-p", untrained, "--exclusive", "--format", "json")
+    content = json.loads(out)
+    wanted = Pipeline.from_pretrained(untrained)(short).exclusive_speaker_diarization
+    turns = content["turns"]
+    assert code == 0
+    assert [turn["speaker"] for turn in turns] == [speaker for *_, speaker in turns_of(wanted)]
+    assert all(turn["end"] <= after["start"] for turn, after in pairwise(turns))
+    assert content["overlap"] == 0
+
+
+def test_exclusive_is_another_diarization(run, scripted, folder):
+    recording = folder / "b.wav"
+    for option, turns in ((), TURNS), (("--exclusive",), EXCLUSIVE):
+        code, out, _ = run(recording, "-p", "any", *option)
+        assert code == 0
+        assert out == to_rttm(annotate(turns, "b"), 9.0)
+    scripted.legacy = True
+    code, _, err = run(recording, "-p", "any", "--exclusive")
+    assert code == 2
+    assert "--exclusive is not possible with any" in err
+
+
+def test_folder(run, scripted, folder, tmp_path):
+    output = tmp_path / "some" / "where"
+    code, out, err = run(folder, "-p", "any", "-o", output)
+    assert (code, out) == (2, "")
+    assert sorted(path.name for path in output.iterdir()) == ["a.rttm", "b.rttm"]
+    for uri in ("a", "b"):
+        assert turns_of(load_rttm(output / f"{uri}.rttm")[uri]) == TURNS
+    assert "broken.wav: LibsndfileError" in err
+    assert err.splitlines()[-1] == f"1 of 3 recordings failed: {folder / 'broken.wav'}."
+
+
+def test_standard_output(run, scripted, folder):
+    (folder / "broken.wav").unlink()
+    code, out, err = run(folder, "-p", "any", "--format", "json")
+    assert code == 0
+    assert [json.loads(line)["uri"] for line in out.splitlines()] == ["b", "a"]
+    assert "b, 0:09" in err
+    assert "SPEAKER_01" in err
+    assert "segmentation" not in err  # not a terminal
+    code, out, err = run(folder / "b.wav", "-p", "any", "--format", "webvtt", "-q")
+    assert (code, err) == (0, "")
+    assert out.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:04.000\n<v SPEAKER_00>")
+
+
+def test_pictures(run, scripted, folder, tmp_path):
+    (folder / "broken.wav").unlink()
+    shutil.move(folder / "b.wav", folder / "cost $5$ <b>.wav")
+    assert run(folder, "-p", "any", "-o", tmp_path, "--plot", "png")[0] == 0
+    header = (tmp_path / "a.png").read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", header[16:])
+    assert width == 1200
+    assert 200 < height < 500
+    assert run(folder, "-p", "any", "-o", tmp_path, "--plot", "svg")[0] == 0
+    drawn = (tmp_path / "cost_$5$_<b>.svg").read_text()
+    for text in ("SPEAKER_00", "SPEAKER_01", "overlap", "0:05", "cost_$5$_&lt;b&gt;, 0:09"):
+        assert f">{text}</text>" in drawn
+
+
+def test_bad_options(run, scripted, folder, tmp_path):
+    recording = folder / "b.wav"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for arguments, named in [
+        ((recording, "--format", "docx"), "--format must be one of rttm, json, audacity, webvtt, got 'docx'"),
+        ((recording, "--plot", "pdf", "-o", tmp_path), "--plot must be one of png, svg, got 'pdf'"),
+        ((recording, "--plot", "png"), "--plot needs --output"),
+        ((recording, "--format", "rttm", "--format", "json"), "Several formats (rttm, json) need --output"),
+        ((folder, "--format", "webvtt"), "--format webvtt of several recordings needs --output"),
+        ((tmp_path / "empty",), "holds no recording that can be read"),
+        ((folder, folder / "monday"), "Several recordings are named 'a'"),
+        ((recording, "-o", tmp_path / "file"), "--output must be a directory"),
+        ((recording, "-o", tmp_path / "file" / "below"), "could not be made a directory"),
+    ]:
+        code, out, err = run(*arguments, "-p", "any")
+        assert (code, out) == (2, ""), arguments
+        assert len(err.splitlines()) == 1, arguments
+        assert err.startswith("Error: "), arguments
+        assert named in err, arguments

@@ -1,0 +1,113 @@
+import io
+import json
+import re
+
+import pytest
+from pyannote.core import Annotation, Segment
+from pyannote.database.util import load_rttm
+from rich.console import Console
+
+from pyannote_prune.pipelines.output import (
+    FORMATS,
+    clock,
+    speaker_totals,
+    summary_table,
+    to_audacity,
+    to_json,
+    to_rttm,
+    to_webvtt,
+)
+
+DURATION = 3700.0
+# by hand: A speaks 10 + 5 s, B 5 + 20 s; both at once from 8 to 10 and from 3600 to 3605
+TURNS = [(0.0, 10.0, "A"), (8.0, 13.0, "B"), (3600.0, 3605.0, "A"), (3600.0, 3620.0, "B")]
+
+
+@pytest.fixture
+def diarization():
+    annotation = Annotation(uri="meeting")
+    for track, (start, end, speaker) in enumerate(reversed(TURNS)):
+        annotation[Segment(start, end), track] = speaker
+    return annotation
+
+
+@pytest.fixture
+def silence():
+    return Annotation(uri="silence")
+
+
+def test_rttm(diarization, tmp_path):
+    path = tmp_path / "meeting.rttm"
+    path.write_text(to_rttm(diarization, DURATION))
+    read = load_rttm(path)["meeting"]
+    assert [(*segment, speaker) for segment, _, speaker in read.itertracks(yield_label=True)] == TURNS
+
+
+def test_json(diarization):
+    text = to_json(diarization, DURATION)
+    assert text.count("\n") == 1
+    assert json.loads(text) == {
+        "uri": "meeting",
+        "duration": 3700.0,
+        "overlap": 7.0,
+        "speakers": [
+            {"speaker": "A", "turns": 2, "seconds": 15.0, "share": 0.375},
+            {"speaker": "B", "turns": 2, "seconds": 25.0, "share": 0.625},
+        ],
+        "turns": [{"start": start, "end": end, "speaker": speaker} for start, end, speaker in TURNS],
+    }
+
+
+def test_audacity(diarization):
+    lines = to_audacity(diarization, DURATION).splitlines()
+    read = [line.split("\t") for line in lines]
+    assert [(float(start), float(end), speaker) for start, end, speaker in read] == TURNS
+
+
+def test_webvtt(diarization):
+    header, *cues = to_webvtt(diarization, DURATION).strip().split("\n\n")
+    assert header == "WEBVTT"
+    read = []
+    for cue in cues:
+        times, text = cue.splitlines()
+        match = re.fullmatch(r"(\d\d):(\d\d):(\d\d\.\d{3}) --> (\d\d):(\d\d):(\d\d\.\d{3})", times)
+        start, end = (3600 * int(h) + 60 * int(m) + float(s) for h, m, s in (match.groups()[:3], match.groups()[3:]))
+        speaker = re.fullmatch(r"<v (.+)>(.+)</v>", text).group(1)
+        read.append((start, end, speaker))
+    assert read == TURNS
+
+
+def test_webvtt_escapes_names():
+    annotation = Annotation(uri="meeting")
+    annotation[Segment(59.9996, 61.5)] = "R&D <Ann>"
+    assert to_webvtt(annotation, 70.0) == (
+        "WEBVTT\n\n00:01:00.000 --> 00:01:01.500\n<v R&amp;D &lt;Ann&gt;>R&amp;D &lt;Ann&gt;</v>\n"
+    )
+
+
+def test_summary(diarization):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(summary_table(diarization, DURATION))
+    text = console.file.getvalue()
+    rows = {line.split()[1]: line.split() for line in text.splitlines() if line.startswith("│")}
+    assert "meeting, 61:40" in text
+    assert rows["A"][3:9:2] == ["2", "0:15.0", "37.5%"]
+    assert rows["B"][3:9:2] == ["2", "0:25.0", "62.5%"]
+    assert "0:07.0" in rows["overlap"]
+
+
+def test_no_speech(silence):
+    texts = {name: format.write(silence, 5.0) for name, format in FORMATS.items()}
+    assert texts["rttm"] == texts["audacity"] == ""
+    assert texts["webvtt"] == "WEBVTT\n"
+    content = json.loads(texts["json"])
+    assert (content["duration"], content["speakers"], content["turns"]) == (5.0, [], [])
+    assert speaker_totals(silence) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "decimals", "text"),
+    [(0, 0, "0:00"), (9.6, 0, "0:10"), (59.96, 1, "1:00.0"), (75.34, 1, "1:15.3"), (4504, 0, "75:04")],
+)
+def test_clock(seconds, decimals, text):
+    assert clock(seconds, decimals) == text
