@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import FunctionType
 
-import fastcluster
 import numpy as np
 import scipy.cluster.hierarchy
 from pyannote.audio.pipelines.clustering import BaseClustering
 from pyannote.core import Segment, SlidingWindowFeature
+
+try:
+    import fastcluster
+except ImportError:  # it is not there for every version of Python
+    fastcluster = None
 
 # SciPy is faster, but needs all distances at once: 100 MB for that many embeddings, four times as much for twice
 _MANY = 5000
@@ -28,7 +32,8 @@ def linkage(embeddings: np.ndarray, method: str, metric: str) -> np.ndarray:
     -------
     dendrogram : (num_embeddings - 1, 4) array
     """
-    if len(embeddings) > _MANY and metric == "euclidean" and method in ("centroid", "median", "ward", "single"):
+    many = fastcluster is not None and len(embeddings) > _MANY
+    if many and metric == "euclidean" and method in ("centroid", "median", "ward", "single"):
         return fastcluster.linkage_vector(embeddings, method=method, metric=metric)
     return scipy.cluster.hierarchy.linkage(embeddings, method=method, metric=metric)
 

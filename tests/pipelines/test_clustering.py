@@ -14,9 +14,12 @@ CHUNKS = SlidingWindow(start=0.0, duration=2.0, step=0.5)
 FRAMES = SlidingWindow(start=0.0, duration=0.04, step=0.02)
 
 
+@pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("method", ["centroid", "ward", "average"])
-def test_linkage(method, monkeypatch):
+def test_linkage(method, missing, monkeypatch):
     monkeypatch.setattr(clustering, "_MANY", 10)
+    if missing:
+        monkeypatch.setattr(clustering, "fastcluster", None)
     embeddings = np.random.default_rng(0).normal(size=(60, 8))
     wanted = scipy.cluster.hierarchy.linkage(embeddings, method=method, metric="euclidean")
     np.testing.assert_allclose(linkage(embeddings, method=method, metric="euclidean"), wanted, atol=1e-9)
