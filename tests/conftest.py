@@ -1,6 +1,7 @@
 """What several rooms' tests share."""
 
 import os
+import sys
 
 # before pyannote.audio is imported: tests talk to no server
 os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
@@ -17,6 +18,7 @@ import torch
 from pyannote.audio import Model
 from transformers import WavLMModel
 
+from pyannote_prune.cli import main
 from pyannote_prune.cli.demo import write_untrained_pipeline
 from pyannote_prune.pipelines import convert
 
@@ -88,3 +90,17 @@ def short(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("audio") / "short.wav"
     soundfile.write(path, samples, rate)
     return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process: exit code, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pyannote-prune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        captured = capsys.readouterr()
+        return exit.value.code or 0, captured.out, captured.err
+
+    return run

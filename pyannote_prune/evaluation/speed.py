@@ -18,12 +18,11 @@ from pyannote_prune.evaluation.report import Column, Report, with_values
 from pyannote_prune.evaluation.timing import check_positive, machine, matmul_peak, median_seconds, silent, synchronize
 from pyannote_prune.interop import load_backbone
 from pyannote_prune.pipelines.directory import find_device
+from pyannote_prune.pipelines.segmentation import PRECISIONS
 from pyannote_prune.pruning import total_cost
 from pyannote_prune.pruning.cost import SAMPLE_RATE
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
 from pyannote_prune.wavlm.configuration import dense_family
-
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 _REFERENCE = "transformers"
 

@@ -9,22 +9,7 @@ import soundfile
 from pyannote.audio import Pipeline
 from pyannote.database.util import load_rttm
 
-from pyannote_prune.cli import main
 from tests.conftest import FIXTURES, SAMPLE
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command in this process: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pyannote-prune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        captured = capsys.readouterr()
-        return exit.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize(

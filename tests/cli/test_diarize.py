@@ -1,7 +1,7 @@
 import json
 import shutil
 import struct
-import sys
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +12,6 @@ from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
 from pyannote.core import Annotation, Segment
 from pyannote.database.util import load_rttm
 
-from pyannote_prune.cli import main
 from pyannote_prune.pipelines import directory
 from pyannote_prune.pipelines.output import to_rttm
 
@@ -21,17 +20,8 @@ EXCLUSIVE = [(0.0, 3.5, "SPEAKER_00"), (3.5, 6.0, "SPEAKER_01"), (7.0, 8.5, "SPE
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command in this process: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pyannote-prune", "diarize", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        captured = capsys.readouterr()
-        return exit.value.code or 0, captured.out, captured.err
-
-    return run
+def run(run):
+    return partial(run, "diarize")
 
 
 def annotate(turns, uri):

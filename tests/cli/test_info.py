@@ -1,25 +1,15 @@
 import json
-import sys
+from functools import partial
 
 import pytest
 
-from pyannote_prune.cli import main
 from tests.conftest import FIXTURES
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command in this process: exit code, standard output, standard error."""
+def run(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pyannote-prune", "info", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        captured = capsys.readouterr()
-        return exit.value.code or 0, captured.out, captured.err
-
-    return run
+    return partial(run, "info")
 
 
 @pytest.mark.parametrize("options", [(), ("--duration", "16")])

@@ -1,6 +1,6 @@
 import json
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +11,6 @@ from pyannote.core import Annotation, Segment, Timeline
 from pyannote.database.util import load_rttm
 from pyannote.metrics.diarization import DiarizationErrorRate
 
-from pyannote_prune.cli import main
 from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation import accuracy
 from pyannote_prune.evaluation.accuracy import evaluate, label_pipelines
@@ -347,17 +346,8 @@ def test_unknown_protocol(evaluation):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command in this process: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pyannote-prune", "evaluate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        captured = capsys.readouterr()
-        return exit.value.code or 0, captured.out, captured.err
-
-    return run
+def run(run):
+    return partial(run, "evaluate")
 
 
 def test_command(run, fake, registry, pipeline, tmp_path):

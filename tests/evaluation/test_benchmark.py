@@ -1,6 +1,7 @@
 import itertools
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiariz
 from pyannote.core import Annotation, Segment
 
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
-from pyannote_prune.cli import main
 from pyannote_prune.evaluation import pipelines, speed, timing
 from pyannote_prune.pruning import total_cost
 
@@ -37,17 +37,8 @@ def one_thread():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `pyannote-prune benchmark` in this process: exit code, standard output, standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["pyannote-prune", "benchmark", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        captured = capsys.readouterr()
-        return exit.value.code or 0, captured.out, captured.err
-
-    return run
+def run(run):
+    return partial(run, "benchmark")
 
 
 @pytest.fixture(scope="module")
