@@ -36,12 +36,16 @@ class ConvLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, time) -> (batch, out_channels, shorter time)"""
-        x = self.conv(x)
-        if isinstance(self.layer_norm, nn.LayerNorm):
-            x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2)
-        elif self.layer_norm is not None:
+        if isinstance(self.layer_norm, nn.GroupNorm):
+            return F.gelu(self.layer_norm(self.conv(x)))
+        if x.device.type == "cpu":
+            # with channels last in memory, such that the normalisation and the next layer read what is contiguous
+            x = convolve(x.transpose(1, 2).contiguous(), self.conv.weight, self.conv.bias, self.conv.stride[0])
+        else:
+            x = self.conv(x).transpose(1, 2)
+        if self.layer_norm is not None:
             x = self.layer_norm(x)
-        return F.gelu(x)
+        return F.gelu(x).transpose(1, 2)
 
 
 class FeatureExtractor(nn.Module):

@@ -1,11 +1,16 @@
-"""Convolutions and linear layers as a CPU computes them fastest.
+"""Convolutions, linear layers and attention as a CPU computes them fastest.
 
 For float32, PyTorch multiplies matrices with MKL, which leaves out the widest vector instructions of AMD's
 processors, but convolves with oneDNN, which uses them on all. A linear layer is a convolution with a kernel
 of size 1; with channels last, neither copies anything.
+
+In training most of a CPU's time would go into memory: arrays of frames x frames for each head, written, read
+and kept. Attention therefore goes through a batch item by item, which fits the cache.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +78,52 @@ def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None = None
                 scores.addcmul_(gate[item, head], bias[head])
             output[item, :, head] = linear(scores.softmax(dim=-1), value[item, head].T, None)
     return output.flatten(2)
+
+
+class TrainableAttention(torch.autograd.Function):
+    """Scaled dot-product attention with a gated bias, and its gradients, one batch item at a time
+
+    Nothing of size (frames, frames) is kept for the backward pass: it computes the weights again, as in
+    FlashAttention (Dao et al., arXiv 2205.14135).
+
+    Arguments of `apply`: query, key, value of (batch, heads, frames, head_dim); gate of (batch, heads,
+    frames, 1); bias of (heads, frames, frames). Returns (batch, heads, frames, head_dim).
+    """
+
+    @staticmethod
+    def weights(query: Tensor, key: Tensor, gate: Tensor, bias: Tensor) -> Tensor:
+        """Of one item: (heads, frames, frames)"""
+        scores = (gate * bias).to(query.dtype)
+        return torch.baddbmm(scores, query, key.transpose(1, 2), alpha=query.shape[-1] ** -0.5).softmax(-1)
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, gate: Tensor, bias: Tensor) -> Tensor:
+        """See the class"""
+        ctx.save_for_backward(query, key, value, gate, bias)
+        output = torch.empty_like(query)
+        for q, k, v, g, y in zip(query, key, value, gate, output):
+            y.copy_(torch.bmm(TrainableAttention.weights(q, k, g, bias), v))
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of all five arguments"""
+        query, key, value, gate, bias = ctx.saved_tensors
+        grad_query, grad_key, grad_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        grad_gate, grad_bias = torch.empty_like(gate), torch.zeros(bias.shape, dtype=bias.dtype)
+        scale = query.shape[-1] ** -0.5
+        for item, (q, k, v, g, dy) in enumerate(zip(query, key, value, gate, grad_output.contiguous())):
+            weights = TrainableAttention.weights(q, k, g, bias)
+            grad_value[item] = torch.bmm(weights.transpose(1, 2), dy)
+            grad_scores = torch.bmm(dy, v.transpose(1, 2))
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_scores, weights, -1, weights.dtype)
+            grad_query[item] = torch.bmm(grad_scores, k).mul_(scale)
+            grad_key[item] = torch.bmm(grad_scores.transpose(1, 2), q).mul_(scale)
+            grad_scores = grad_scores.to(bias.dtype)
+            grad_gate[item] = torch.linalg.vecdot(grad_scores, bias).unsqueeze(-1)
+            grad_bias.addcmul_(grad_scores, g)
+        return grad_query, grad_key, grad_value, grad_gate, grad_bias
 
 
 class Linear(nn.Linear):

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from pyannote_prune.errors import InputError
 from pyannote_prune.wavlm.configuration import PrunedWavLMConfig
 from pyannote_prune.wavlm.feature_extractor import ConvLayer, FeatureExtractor
-from pyannote_prune.wavlm.kernels import Linear, attend, is_plain_inference
+from pyannote_prune.wavlm.kernels import Linear, TrainableAttention, attend, is_plain_inference
 from pyannote_prune.wavlm.positional import PositionalConvEmbedding
 
 
@@ -123,13 +123,11 @@ class Attention(nn.Module):
         bias = distance_bias[self.head_index].flip(-1).unfold(-1, frames, 1)
         if is_plain_inference(x):
             return self.out_proj(attend(query, key, value, self.gate(x), bias))
-        output = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=self.gate(x) * bias,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        gate, dropout = self.gate(x), self.dropout if self.training else 0.0
+        if x.device.type == "cpu" and dropout == 0.0:
+            output = TrainableAttention.apply(query, key, value, gate.to(bias.dtype), bias)
+        else:
+            output = F.scaled_dot_product_attention(query, key, value, attn_mask=gate * bias, dropout_p=dropout)
         return self.out_proj(output.transpose(1, 2).reshape(batch, frames, -1))
 
 

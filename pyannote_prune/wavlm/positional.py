@@ -20,8 +20,8 @@ _SPECTRA: WeakKeyDictionary[nn.Module, tuple[Any, Tensor]] = WeakKeyDictionary()
 class PositionalConvEmbedding(nn.Module):
     """Position embedding computed by a grouped convolution over time.
 
-    Its kernel is so long (128 frames) that in inference on a CPU it is several times faster to multiply
-    spectra. Those of the weights are kept for as long as the weights do not change.
+    Its kernel is so long (128 frames) that on a CPU it is several times faster to multiply spectra. In
+    inference those of the weights are kept for as long as the weights do not change.
     """
 
     def __init__(self, config: PrunedWavLMConfig) -> None:
@@ -38,14 +38,23 @@ class PositionalConvEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, hidden_size) -> (batch, frames, hidden_size)"""
-        spectrum = self._spectrum() if is_plain_inference(x) else None
-        if spectrum is not None:
-            return F.gelu(self._multiply_spectra(x, spectrum))
+        dtype = self.conv.weight.dtype
+        if x.device.type == "cpu" and dtype in (torch.float32, torch.float64):  # those that have a Fourier transform
+            spectrum = self._known_spectrum() if is_plain_inference(x) else None
+            with torch.autocast("cpu", enabled=False):
+                spectrum = self._spectrum() if spectrum is None else spectrum
+                return F.gelu(self._multiply_spectra(x.to(dtype), spectrum))
         # an even kernel gives one frame too many
         return F.gelu(self.conv(x.transpose(1, 2))[..., : x.shape[1]]).transpose(1, 2)
 
-    def _spectrum(self) -> Tensor | None:
-        """Conjugate spectrum of the kernels, (frequencies, groups, in, out); None if changes could not be told"""
+    def _spectrum(self) -> Tensor:
+        """Conjugate spectrum of the kernels, (frequencies, groups, in, out)"""
+        weight = self.conv.weight
+        spectrum = torch.fft.rfft(weight, n=2 * weight.shape[2]).conj()
+        return spectrum.unflatten(0, (self.conv.groups, -1)).permute(3, 0, 2, 1).resolve_conj().contiguous()
+
+    def _known_spectrum(self) -> Tensor | None:
+        """The same, computed once for these weights; None if changes could not be told"""
         sources = list(self.conv.parameters())
         if any(source.is_inference() for source in sources):  # these do not count their changes
             return None
@@ -53,10 +62,7 @@ class PositionalConvEmbedding(nn.Module):
         known = _SPECTRA.get(self)
         if known is not None and known[0] == version:
             return known[1]
-        weight = self.conv.weight.detach()
-        size = 2 * weight.shape[2]
-        spectrum = torch.fft.rfft(weight, n=size).conj()
-        spectrum = spectrum.unflatten(0, (self.conv.groups, -1)).permute(3, 0, 2, 1).resolve_conj().contiguous()
+        spectrum = self._spectrum()
         _SPECTRA[self] = (version, spectrum)
         return spectrum
 
