@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: .venv/installed ## diarize the sample conversation that ships in pyannote.audio
 	$(BIN)/pyannote-prune demo
@@ -14,6 +14,9 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/docs ## the documentation, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 # uv resolves and installs in seconds; pip is only used to get it
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -21,5 +24,9 @@ lint: .venv/installed
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
 	touch $@
 
+.venv/docs: .venv/installed
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv site

@@ -1,5 +1,16 @@
 """Structured pruning of WavLM front-ends for pyannote.audio."""
 
+from pathlib import Path
+
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 
-__all__ = ["PrunedWavLMConfig", "PrunedWavLMModel"]
+__all__ = ["PrunedWavLMConfig", "PrunedWavLMModel", "embedded_pipeline"]
+
+
+def embedded_pipeline() -> Path:
+    """Directory of the pipeline that ships with the package: `Pipeline.from_pretrained(embedded_pipeline())`
+
+    A small pruned WavLM and a small speaker embedding; its README.md tells what they were trained on, under which
+    licences, and how well they do.
+    """
+    return Path(__file__).parent / "embedded"

@@ -6,3 +6,10 @@ class InputError(ValueError):
 
     The command line prints it and exits with code 2; library users may catch it as a `ValueError`.
     """
+
+
+def describe(error: Exception) -> str:
+    """An error on one line, to be part of one of ours: if it is not ours already, its kind and its first words."""
+    if isinstance(error, InputError):
+        return str(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

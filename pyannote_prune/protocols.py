@@ -11,7 +11,7 @@ import yaml
 from pyannote.core import Annotation, Timeline
 from pyannote.database import Protocol, ProtocolFile, registry
 
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, describe
 
 
 def load_registry(path: str | Path) -> None:
@@ -28,7 +28,7 @@ def load_registry(path: str | Path) -> None:
     try:
         registry.load_database(path)
     except (AttributeError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} could not be read as a registry of pyannote.database ({_reason(error)}).") from None
+        raise InputError(f"{path} could not be read as a registry of pyannote.database ({describe(error)}).") from None
 
 
 def find_protocol(name: str, preprocessors: Mapping[str, Any] | None = None) -> Protocol:
@@ -86,7 +86,7 @@ def load_references(protocol: str, subset: str) -> list[Reference]:
             f"{protocol} has no {subset} subset: give another --subset, or add it to the registry."
         ) from None
     except Exception as error:  # pyannote.database has loaders for many formats
-        raise InputError(f"{name} could not be read ({_reason(error)}).") from error
+        raise InputError(f"{name} could not be read ({describe(error)}).") from error
     if not references:
         raise InputError(f"{name} names no recordings: its list is empty.")
     uris = set()
@@ -102,7 +102,3 @@ def load_references(protocol: str, subset: str) -> list[Reference]:
             raise InputError(f"{uri} in {name} has no region to score: its UEM file (`annotated`) does not name it.")
         uris.add(uri)
     return references
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -16,11 +16,15 @@ import pytest
 import soundfile
 import torch
 from pyannote.audio import Model
+from pyannote.audio.core.task import Problem, Resolution, Specifications
+from pyannote.audio.models.embedding import XVectorMFCC
 from transformers import WavLMModel
 
+from pyannote_prune import PrunedWavLMConfig
 from pyannote_prune.cli import main
-from pyannote_prune.cli.demo import write_untrained_pipeline
-from pyannote_prune.pipelines import convert
+from pyannote_prune.models import WavLMSegmentation
+from pyannote_prune.models.loading import segmentation_specifications
+from pyannote_prune.pipelines import convert, write_pipeline
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CHECKPOINTS = ("base-dense", "base-pruned", "large-pruned")
@@ -57,6 +61,46 @@ def checkpoint(request) -> Path:
 def expected(checkpoint) -> dict[str, torch.Tensor]:
     with np.load(checkpoint / "expected.npz") as content:
         return {name: torch.from_numpy(content[name]) for name in content}
+
+
+def write_untrained_pipeline(directory: Path) -> None:
+    """Write a small pipeline with random weights, pruned in every way that a backbone can be."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        shape = PrunedWavLMConfig(
+            hidden_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            remaining_heads=[[1, 3], [], [0, 1, 2], [2]],
+            has_attention=[True, False, True, True],
+            intermediate_sizes=[96, 40, 64, 24],
+            conv_dim=[32, 24, 24, 24, 32, 32, 24],
+            num_conv_pos_embedding_groups=4,
+        )
+        segmentation = WavLMSegmentation(wavlm=shape, head_args={"hidden_size": 32, "ffn_dim": 64, "num_layers": 2})
+        segmentation.specifications = segmentation_specifications(
+            8.0, max_speakers_per_chunk=4, max_speakers_per_frame=2
+        )
+        segmentation.setup()
+        embedding = XVectorMFCC(mfcc={"n_mfcc": 20, "melkwargs": {"n_mels": 40}}, dimension=64)
+        embedding.specifications = Specifications(
+            problem=Problem.REPRESENTATION,
+            resolution=Resolution.CHUNK,
+            duration=3.0,
+            classes=[],
+        )
+        embedding.setup()
+    write_pipeline(
+        directory,
+        segmentation,
+        embedding,
+        options={"segmentation_batch_size": 8, "median_filter": 11},
+        parameters={
+            # random weights change their mind often
+            "segmentation": {"min_duration_off": 0.5},
+            "clustering": {"method": "centroid", "min_cluster_size": 12, "threshold": 0.7},
+        },
+    )
 
 
 @pytest.fixture(scope="session")

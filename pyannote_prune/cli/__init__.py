@@ -17,6 +17,7 @@ from pyannote_prune.cli.demo import demo
 from pyannote_prune.cli.diarize import diarize
 from pyannote_prune.cli.evaluate import evaluate
 from pyannote_prune.cli.info import info
+from pyannote_prune.cli.publish import publish
 from pyannote_prune.cli.simulate import simulate
 from pyannote_prune.cli.train import train
 from pyannote_prune.errors import InputError
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (info, convert, diarize, evaluate, simulate, demo):
+for command in (info, convert, diarize, evaluate, publish, simulate, demo):
     app.command()(command)
 app.add_typer(benchmark, name="benchmark")
 # the rest of its command line is Hydra's

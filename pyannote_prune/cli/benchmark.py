@@ -11,12 +11,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from pyannote_prune.cli.options import AsJson, AsMarkdown, Device
+
 app = typer.Typer(help="Measure speed and memory, side by side.", no_args_is_help=True)
 
 _Pipeline = Annotated[str, typer.Argument(help="Pipeline directory, or hub id.", show_default=False)]
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps...")]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_Markdown = Annotated[bool, typer.Option("--markdown", help="Print a table of GitHub's Markdown.")]
 
 
 @app.command()
@@ -28,10 +27,10 @@ def speed(
     duration: Annotated[list[float], typer.Option(help="Seconds of a chunk; may be repeated.")] = [16.0, 8.0],  # noqa: B006
     batch_size: Annotated[list[int], typer.Option(help="Chunks at once; may be repeated.")] = [1, 4],  # noqa: B006
     precision: Annotated[list[str], typer.Option(help="float32, float16 or bfloat16; may be repeated.")] = ["float32"],  # noqa: B006
-    device: _Device = "auto",
+    device: Device = "auto",
     repeats: Annotated[int, typer.Option(help="Rounds, of which the median is reported.")] = 5,
-    as_json: _Json = False,
-    as_markdown: _Markdown = False,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
 ) -> None:
     """Time backbones against the same architecture, unpruned, in transformers and torchaudio.
 
@@ -51,10 +50,10 @@ def speed(
 def pipeline(
     pipeline: _Pipeline,
     audio: Annotated[list[Path], typer.Argument(help="Recordings.", show_default=False)],
-    device: _Device = "auto",
+    device: Device = "auto",
     repeats: Annotated[int, typer.Option(help="Rounds, of which medians are reported.")] = 1,
-    as_json: _Json = False,
-    as_markdown: _Markdown = False,
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
 ) -> None:
     """Time our pipeline against pyannote.audio's, with the same models and hyper-parameters.
 
@@ -74,9 +73,9 @@ def scaling(
     pipeline: _Pipeline,
     audio: Annotated[Path, typer.Argument(help="Recording.", show_default=False)],
     minutes: Annotated[list[float], typer.Option(help="Length of audio; may be repeated.")] = [1, 10, 30, 60, 120, 240],  # noqa: B006
-    device: _Device = "auto",
-    as_json: _Json = False,
-    as_markdown: _Markdown = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
 ) -> None:
     """Time our pipeline on a recording that is repeated up to several lengths.
 

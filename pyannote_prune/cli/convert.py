@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from pyannote_prune.cli.options import Revision, Token
+
 
 def convert(
     source: Annotated[str, typer.Argument(help="File, directory, or hub id.", show_default=False)],
@@ -15,6 +17,11 @@ def convert(
     to_transformers: Annotated[
         bool, typer.Option("--to-transformers", help="Export an unpruned backbone for transformers.WavLMModel.")
     ] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store the weights of a pipeline in float16: half the size, same speed.")
+    ] = False,
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
     """Convert a checkpoint: a segmentation model to a pipeline directory, a bare backbone to a model directory.
 
@@ -24,6 +31,14 @@ def convert(
     """
     from pyannote_prune.pipelines import convert
 
-    convert(source, destination, embedding=embedding, to_transformers=to_transformers)
+    convert(
+        source,
+        destination,
+        embedding=embedding,
+        to_transformers=to_transformers,
+        half=half,
+        revision=revision,
+        token=token,
+    )
     pipeline = (destination / "config.yaml").is_file()
     typer.echo(f"{destination}: a {'pipeline' if pipeline else 'model'} directory.", err=True)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
+from pyannote_prune.cli.options import Device, Revision, Token
 from pyannote_prune.errors import InputError
 
 
@@ -19,8 +20,13 @@ def diarize(
         list[Path], typer.Argument(help="Recordings, or folders of recordings at any depth.", show_default=False)
     ],
     pipeline: Annotated[
-        str, typer.Option("--pipeline", "-p", help="Pipeline directory, or hub id.", show_default=False)
-    ],
+        str | None,
+        typer.Option(
+            "--pipeline",
+            "-p",
+            help="Pipeline directory, or hub id. Default: the small one that ships with the package.",
+        ),
+    ] = None,
     formats: Annotated[
         list[str], typer.Option("--format", help="rttm, json, audacity (labels) or webvtt; may be repeated.")
     ] = ["rttm"],  # noqa: B006
@@ -39,7 +45,9 @@ def diarize(
     num_speakers: Annotated[int | None, typer.Option(help="Number of speakers, when known.", min=1)] = None,
     min_speakers: Annotated[int | None, typer.Option(help="Least number of speakers.", min=1)] = None,
     max_speakers: Annotated[int | None, typer.Option(help="Greatest number of speakers.", min=1)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps...")] = "auto",
+    revision: Revision = None,
+    token: Token = None,
+    device: Device = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")] = False,
 ) -> None:
     """Find out who spoke when: RTTM, JSON, labels of Audacity, WebVTT subtitles, pictures.
@@ -53,6 +61,7 @@ def diarize(
     if output is not None and output.exists() and not output.is_dir():
         raise InputError(f"--output must be a directory, {output} is a file.")
 
+    from pyannote_prune import embedded_pipeline
     from pyannote_prune.models.audio import Audio
     from pyannote_prune.pipelines.directory import load_pipeline
     from pyannote_prune.pipelines.output import FORMATS, summary_table
@@ -60,7 +69,8 @@ def diarize(
 
     recordings = _find(audio)
     _check(formats, plot, output, len(recordings))
-    loaded = load_pipeline(pipeline, device)
+    pipeline = str(embedded_pipeline()) if pipeline is None else pipeline
+    loaded = load_pipeline(pipeline, device, revision, token)
     if exclusive and getattr(loaded, "legacy", False):
         raise InputError(f"--exclusive is not possible with {pipeline}: set `legacy: false` in its config.yaml.")
     if output is not None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pyannote_prune.cli.options import AsMarkdown, Device
+
 
 def evaluate(
     pipelines: Annotated[
@@ -32,11 +34,11 @@ def evaluate(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory of the hypotheses, as PIPELINE/PROTOCOL.SUBSET/URI.rttm.")
     ] = Path("evaluation"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps...")] = "auto",
+    device: Device = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, scores of each file included.")
     ] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    as_markdown: AsMarkdown = False,
 ) -> None:
     """Score pipelines on protocols: diarization error rate, miss, false alarm, confusion, and their macro averages.
 

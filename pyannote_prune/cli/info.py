@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pyannote_prune.cli.options import AsJson, Revision, Token
 from pyannote_prune.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,13 +26,15 @@ def info(
             show_default=False,
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
     duration: Annotated[
         float, typer.Option(help="Seconds of audio that MACs of the table are counted for.", min=0.025)
     ] = 1.0,
     plot: Annotated[
         Path | None, typer.Option(help="PNG or SVG file: also draw what is left of the dense architecture.")
     ] = None,
+    revision: Revision = None,
+    token: Token = None,
 ) -> None:
     """Show the shape and the cost of WavLM backbones: parameters, multiply-accumulate operations, layers.
 
@@ -50,8 +53,12 @@ def info(
     from pyannote_prune.interop import load_backbone
     from pyannote_prune.wavlm import PrunedWavLMConfig, preset_names
 
+    if revision is not None and (len(sources) > 1 or sources[0] in preset_names()):
+        raise InputError(f"--revision {revision} is for one source on the hub, got {', '.join(sources)}.")
     configs = [
-        PrunedWavLMConfig.from_preset(source) if source in preset_names() else load_backbone(source).config
+        PrunedWavLMConfig.from_preset(source)
+        if source in preset_names()
+        else load_backbone(source, revision, token).config
         for source in sources
     ]
     contents = [_count(config, duration) for config in configs]

@@ -17,7 +17,7 @@ from pyannote.metrics.diarization import DiarizationErrorRate
 from rich.console import Console
 from rich.progress import Progress
 
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, describe
 from pyannote_prune.evaluation.report import Column, Report
 from pyannote_prune.pipelines.directory import find_device, fingerprint, load_pipeline
 from pyannote_prune.protocols import Reference, load_references, load_registry
@@ -249,7 +249,7 @@ def diarize(system: System, corpora: Sequence[Corpus], device: str, progress: Pr
                 output = pipeline(_recording(reference.file))
                 rttm = getattr(output, "speaker_diarization", output).to_rttm()
             except Exception as error:  # as many as there are decoders: hours of other recordings depend on going on
-                message = f"Error: {system.label}, {corpus.protocol}, {reference.uri}: {_reason(error)}"
+                message = f"Error: {system.label}, {corpus.protocol}, {reference.uri}: {describe(error)}"
                 progress.console.print(message, markup=False)
             else:
                 _write(system.hypothesis(corpus, reference), rttm)
@@ -320,7 +320,7 @@ def _read(path: Path, uri: str) -> Annotation:
     try:
         turns = load_rttm(path)
     except Exception as error:  # those of its parser
-        turns, reason = {}, _reason(error)
+        turns, reason = {}, describe(error)
     else:
         reason = f"it has no turns of {uri}"
     if uri in turns:
@@ -336,9 +336,3 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.part")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, InputError):
-        return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -169,8 +169,8 @@ def _candidates(backbones: Mapping[str, PrunedWavLMModel]) -> list[Candidate]:
 
 def _of_transformers(dense: PrunedWavLMConfig) -> tuple[nn.Module, Callable[[Tensor], object]]:
     # what is not per layer has the same name in both configurations
-    per_layer = ("remaining_heads", "has_attention", "has_feed_forward", "intermediate_sizes", "normalize_waveform")
-    shared = {name: value for name, value in dense.shape_dict().items() if name not in per_layer}
+    ours = {"remaining_heads", "has_attention", "has_feed_forward", "intermediate_sizes", "normalize_waveform"}
+    shared = {name: value for name, value in dense.shape_dict().items() if name not in {*ours, "dense_sizes"}}
     model = WavLMModel(WavLMConfig(**shared, intermediate_size=dense.intermediate_sizes[0]))
     return model, partial(model, output_hidden_states=True)
 

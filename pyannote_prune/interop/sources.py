@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, describe
 from pyannote_prune.interop import diarizen, huggingface, lightning, torchaudio
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
 
@@ -24,36 +24,61 @@ _HUB_FILES = (
 )
 
 
-def locate(source: str | Path) -> Path:
+def locate(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
     """Local path of a source, downloaded from the hub if need be
 
     Parameters
     ----------
     source : str or Path
         File, directory, or "owner/name" of a repository on the Hugging Face hub.
+    revision : str, optional
+        Branch, tag or commit of the repository. Defaults to its main branch.
+    token : str, optional
+        For private and gated repositories. Defaults to that of `HF_TOKEN`, or of `hf auth login`.
 
     Raises
     ------
     InputError
-        When there is no such thing, or when the hub cannot be reached.
+        When there is no such thing, when the hub cannot be reached, or when a revision is asked for of what is local.
     """
     path = Path(source)
     if path.exists():
+        refuse_revision(path, revision)
         return path
     if str(source) in preset_names():
         raise InputError(
             f"{str(source)!r} is the name of a shape, without weights: give a file, a directory or a hub id."
         )
-    if not HUB_ID.fullmatch(str(source)):
-        raise InputError(f"No such file or directory: {source}.")
+    check_hub_id(str(source), "file or directory")
     try:
-        return Path(snapshot_download(str(source), allow_patterns=list(_HUB_FILES)))
+        return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=list(_HUB_FILES)))
     except Exception as error:  # the hub's client raises errors of several libraries
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise InputError(
             f"{source} is neither a local file or directory nor a repository that could be downloaded from the hub "
-            f"({type(error).__name__}: {reason[:160]})."
+            f"({describe(error)})."
         ) from None
+
+
+def check_hub_id(source: str, kind: str) -> None:
+    """Refuse, by an `InputError`, what is neither local nor the id of a repository on the hub
+
+    Parameters
+    ----------
+    source : str
+    kind : str
+        Of what `source` could have been instead, such as "file or directory".
+    """
+    repository, _, revision = source.partition("@")
+    if revision and HUB_ID.fullmatch(repository):
+        raise InputError(f"{source} is not a hub id: the id is {repository}, and {revision} its --revision.")
+    if not HUB_ID.fullmatch(source):
+        raise InputError(f"No such {kind}: {source}.")
+
+
+def refuse_revision(path: Path, revision: str | None) -> None:
+    """Refuse a revision of what is local, by an `InputError`."""
+    if revision is not None:
+        raise InputError(f"--revision {revision} is for repositories on the hub, but {path} is local.")
 
 
 def segmentation_checkpoint(path: Path) -> Path | None:
@@ -74,7 +99,7 @@ def segmentation_checkpoint(path: Path) -> Path | None:
     return None
 
 
-def load_backbone(source: str | Path) -> PrunedWavLMModel:
+def load_backbone(source: str | Path, revision: str | None = None, token: str | None = None) -> PrunedWavLMModel:
     """Load the backbone of any supported source
 
     Parameters
@@ -85,6 +110,10 @@ def load_backbone(source: str | Path) -> PrunedWavLMModel:
         * what `PrunedWavLMModel.save_pretrained` wrote;
         * a WavLM of `transformers`, of any size;
         * a DiariZen repository, or a backbone bundle of its pruning recipe.
+    revision : str, optional
+        Branch, tag or commit of the repository. Defaults to its main branch.
+    token : str, optional
+        For private and gated repositories. Defaults to that of `HF_TOKEN`, or of `hf auth login`.
 
     Returns
     -------
@@ -96,7 +125,7 @@ def load_backbone(source: str | Path) -> PrunedWavLMModel:
     InputError
         When the source is missing, damaged, unsafe to read, or none of the above.
     """
-    path = locate(source)
+    path = locate(source, revision, token)
     if path.is_dir():
         kind = huggingface.model_type(path)
         if kind == PrunedWavLMConfig.model_type:

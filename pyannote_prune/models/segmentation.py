@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +18,7 @@ from pyannote.audio.core.task import Task
 from pyannote.audio.utils.receptive_field import multi_conv_num_frames, multi_conv_receptive_field_size
 from torch import Tensor, nn
 
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, describe
 from pyannote_prune.interop import load_backbone
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.models.heads import ConformerHead, LSTMHead
@@ -27,8 +29,13 @@ HEAD_KEYS = ("layer_weights", "head.", "classifier.")
 HEADS: dict[str, type[ConformerHead | LSTMHead]] = {"conformer": ConformerHead, "lstm": LSTMHead}
 
 
-def save_checkpoint(model: Model, path: Path) -> None:
-    """Save a model the way Lightning does, such that `pyannote.audio.Model.from_pretrained` loads it."""
+def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
+    """Save a model the way Lightning does, such that `pyannote.audio.Model.from_pretrained` loads it
+
+    With `half`, weights are stored in float16. They are loaded into float32 again.
+    """
+    if half:
+        model = deepcopy(model).half()
     # it has much to tell about hardware, none of which matters here
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = log.level
@@ -132,6 +139,25 @@ class SegmentationModel(Model):
         return self.activation(self.classifier(self.head(features)))
 
 
+def _shape(wavlm: str | Path | Mapping[str, Any] | PrunedWavLMConfig) -> PrunedWavLMConfig | None:
+    """Shape of a backbone of random weights, None for a backbone that has weights."""
+    if isinstance(wavlm, PrunedWavLMConfig):
+        return wavlm
+    if isinstance(wavlm, Mapping):
+        return PrunedWavLMConfig(**wavlm)
+    if str(wavlm) in preset_names():
+        return PrunedWavLMConfig.from_preset(str(wavlm))
+    if Path(wavlm).suffix != ".json":
+        return None
+    try:
+        values = json.loads(Path(wavlm).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{wavlm} could not be read as the configuration of a backbone ({describe(error)}).") from None
+    if not isinstance(values, dict) or values.get("model_type") != PrunedWavLMConfig.model_type:
+        raise InputError(f"{wavlm} is not the configuration of a backbone: its model_type must be 'pruned-wavlm'.")
+    return PrunedWavLMConfig(**values)
+
+
 class WavLMSegmentation(SegmentationModel):
     """Speaker segmentation on a (pruned) WavLM: layers, mixed with learned weights > head > classifier
 
@@ -140,7 +166,7 @@ class WavLMSegmentation(SegmentationModel):
     wavlm : str, dict or PrunedWavLMConfig, optional
         What the backbone starts from: anything that
         [`load_backbone`][pyannote_prune.interop.load_backbone] understands (weights included), or the
-        name of a preset or a configuration (random weights).
+        name of a preset, a `config.json` of `PrunedWavLMModel.save_pretrained`, or a configuration (random weights).
         Defaults to "microsoft/wavlm-base-plus", downloaded from the hub.
     wavlm_frozen : bool, optional
         Do not train the backbone. Defaults to False.
@@ -174,14 +200,8 @@ class WavLMSegmentation(SegmentationModel):
             raise InputError(f"WavLM knows one sample rate, 16000 Hz, got {sample_rate}.")
         super().__init__(sample_rate=sample_rate, num_channels=num_channels, task=task)
 
-        if isinstance(wavlm, (str, Path)) and str(wavlm) not in preset_names():
-            backbone = load_backbone(wavlm)
-        elif isinstance(wavlm, (str, Path)):
-            backbone = PrunedWavLMModel(PrunedWavLMConfig.from_preset(str(wavlm)))
-        else:
-            shape = wavlm if isinstance(wavlm, PrunedWavLMConfig) else PrunedWavLMConfig(**wavlm)
-            backbone = PrunedWavLMModel(shape)
-        self.wavlm = backbone
+        shape = _shape(wavlm)
+        self.wavlm = load_backbone(wavlm) if shape is None else PrunedWavLMModel(shape)  # type: ignore[arg-type]
         self.wavlm.requires_grad_(not wavlm_frozen)
         self.wavlm.feature_extractor.channel_scale.requires_grad_(False)
         if self.wavlm.config.do_stable_layer_norm:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import RepositoryNotFoundError
 from pyannote.audio import Model, Pipeline
 
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, describe
 from pyannote_prune.interop import diarizen, export_transformers, load_backbone
-from pyannote_prune.interop.sources import HUB_ID, locate
+from pyannote_prune.interop.sources import HUB_ID, check_hub_id, locate, refuse_revision
 from pyannote_prune.models import load_segmentation, save_checkpoint
 from pyannote_prune.models.loading import from_diarizen
 from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING, DEFAULT_PARAMETERS
@@ -37,6 +40,7 @@ def write_pipeline(
     plda: Path | None = None,
     options: dict[str, Any] | None = None,
     parameters: dict[str, Any] | None = None,
+    half: bool = False,
 ) -> None:
     """Write a pipeline directory
 
@@ -55,6 +59,8 @@ def write_pipeline(
         Arguments of `SpeakerDiarization`.
     parameters : dict, optional
         Hyper-parameters. Default to those of the published systems for the clustering in `options`.
+    half : bool, optional
+        Store weights in float16, half the size. They are loaded into float32 again.
 
     Raises
     ------
@@ -68,14 +74,17 @@ def write_pipeline(
             "clustering": DEFAULT_PARAMETERS[options["clustering"]],
         }
     (directory / "segmentation").mkdir(parents=True)
-    save_checkpoint(segmentation, directory / "segmentation" / "pytorch_model.bin")
+    save_checkpoint(segmentation, directory / "segmentation" / "pytorch_model.bin", half)
     options["segmentation"] = "$model/segmentation"
 
     options["embedding"] = "$model/embedding"
+    weights = None if isinstance(embedding, Model) else _local_embedding(embedding)
+    if weights is not None and half:
+        embedding = Model.from_pretrained(weights)
     if isinstance(embedding, Model):
         (directory / "embedding").mkdir()
-        save_checkpoint(embedding, directory / "embedding" / "pytorch_model.bin")
-    elif (weights := _local_embedding(embedding)) is not None:
+        save_checkpoint(embedding, directory / "embedding" / "pytorch_model.bin", half)
+    elif weights is not None:
         (directory / "embedding").mkdir()
         shutil.copyfile(weights, directory / "embedding" / "pytorch_model.bin")
     else:
@@ -97,7 +106,9 @@ def write_pipeline(
     (directory / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-def load_pipeline(pipeline: str, device: str = "auto") -> Pipeline:
+def load_pipeline(
+    pipeline: str, device: str = "auto", revision: str | None = None, token: str | None = None
+) -> Pipeline:
     """Load a pipeline onto a device
 
     Parameters
@@ -106,6 +117,10 @@ def load_pipeline(pipeline: str, device: str = "auto") -> Pipeline:
         Pipeline directory or hub id, of ours or any other of pyannote.audio's.
     device : str, optional
         See [`find_device`][pyannote_prune.pipelines.directory.find_device]. Defaults to "auto".
+    revision : str, optional
+        Branch, tag or commit of the repository on the hub. Defaults to its main branch.
+    token : str, optional
+        For private and gated repositories. Defaults to that of `HF_TOKEN`, or of `hf auth login`.
 
     Returns
     -------
@@ -114,17 +129,25 @@ def load_pipeline(pipeline: str, device: str = "auto") -> Pipeline:
     Raises
     ------
     InputError
-        When there is no such pipeline or device, or when the pipeline cannot be loaded.
+        When there is no such pipeline, revision or device, or when the pipeline cannot be loaded.
     """
     target = find_device(device)
     check_pipeline(pipeline)
+    if Path(pipeline).exists():
+        refuse_revision(Path(pipeline), revision)
     try:
-        loaded = Pipeline.from_pretrained(pipeline)
+        # upstream prints advice when a download fails: standard output is for results
+        with redirect_stdout(io.StringIO()):
+            loaded = Pipeline.from_pretrained(pipeline, revision=revision, token=token)
     except InputError:
         raise
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"There is no {pipeline} on the hub, or it is private or gated: accept its conditions on "
+            f"{constants.ENDPOINT}/{pipeline}, and give --token or set HF_TOKEN."
+        ) from None
     except Exception as error:  # upstream, its libraries and the hub's client raise all kinds
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise InputError(f"{pipeline} could not be loaded ({type(error).__name__}: {reason[:200]}).") from error
+        raise InputError(f"{pipeline} could not be loaded ({describe(error)}).") from error
     if loaded is None:
         raise InputError(f"{pipeline} could not be loaded.")
     return loaded.to(target)
@@ -135,8 +158,8 @@ def check_pipeline(pipeline: str) -> None:
     path = Path(pipeline)
     if path.is_dir() and not (path / "config.yaml").is_file():
         raise InputError(f"{path} is not a pipeline directory: it has no config.yaml. `convert` makes one.")
-    if not path.exists() and not HUB_ID.fullmatch(pipeline):
-        raise InputError(f"No such pipeline directory: {pipeline}.")
+    if not path.exists():
+        check_hub_id(pipeline, "pipeline directory")
 
 
 def fingerprint(source: str) -> str:
@@ -167,7 +190,7 @@ def fingerprint(source: str) -> str:
         except Exception as error:  # the hub's client raises errors of several libraries
             raise InputError(
                 f"{source} is neither a pipeline directory nor a pipeline that could be downloaded from the hub "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:200]})."
+                f"({describe(error)})."
             ) from None
         return Path(config).parent.name  # of the hub's cache: snapshots/COMMIT/config.yaml
     digest = hashlib.sha256()
@@ -215,6 +238,9 @@ def convert(
     destination: Path,
     embedding: str | Path = DEFAULT_EMBEDDING,
     to_transformers: bool = False,
+    half: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> Path:
     """Convert a checkpoint: a segmentation model to a pipeline directory, a backbone to a model directory
 
@@ -229,6 +255,12 @@ def convert(
         Speaker embedding of the pipeline: a local pyannote checkpoint (copied) or a hub id.
     to_transformers : bool, optional
         Export the backbone, which must be unpruned, to a directory that `transformers` loads.
+    half : bool, optional
+        Store the weights of a pipeline in float16.
+    revision : str, optional
+        Branch, tag or commit of a source on the hub. Defaults to its main branch.
+    token : str, optional
+        For private and gated sources. Defaults to that of `HF_TOKEN`, or of `hf auth login`.
 
     Returns
     -------
@@ -241,7 +273,7 @@ def convert(
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise InputError(f"{destination} exists already: remove it, or name another destination.")
-    write_whole(destination, _reader(locate(source), embedding, to_transformers))
+    write_whole(destination, _reader(locate(source, revision, token), embedding, to_transformers, half))
     return destination
 
 
@@ -254,7 +286,7 @@ def write_whole(destination: Path, write: Callable[[Path], None]) -> None:
         os.replace(result, destination)
 
 
-def _reader(path: Path, embedding: str | Path, to_transformers: bool) -> Callable[[Path], None]:
+def _reader(path: Path, embedding: str | Path, to_transformers: bool, half: bool) -> Callable[[Path], None]:
     """Read a source; what is returned writes its conversion."""
     if to_transformers:
         backbone = load_backbone(path)
@@ -265,11 +297,11 @@ def _reader(path: Path, embedding: str | Path, to_transformers: bool) -> Callabl
         repository = diarizen.read_repository(source)
         diarizen_model = from_diarizen(repository, source)
         options, parameters, plda = _pipeline_settings(repository, source)
-        return lambda directory: write_pipeline(directory, diarizen_model, embedding, plda, options, parameters)
+        return lambda directory: write_pipeline(directory, diarizen_model, embedding, plda, options, parameters, half)
 
     model = load_segmentation(path)
     if model is not None:
-        return lambda directory: write_pipeline(directory, model, embedding)
+        return lambda directory: write_pipeline(directory, model, embedding, half=half)
     return load_backbone(path).save_pretrained
 
 

@@ -136,9 +136,9 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             )
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
             raise InputError(
-                f"A model could not be downloaded from the hub ({type(error).__name__}; segmentation: {segmentation}, "
-                f"embedding: {embedding}). Without network, use local ones: `convert --embedding FILE` puts an "
-                "embedding into the pipeline directory."
+                f"A model could not be downloaded from the hub ({type(error).__name__}; segmentation: "
+                f"{_name(segmentation)}, embedding: {_name(embedding)}). Without network, use local ones: "
+                "`convert --embedding FILE` puts an embedding into the pipeline directory."
             ) from error
         upstream: Any = self._segmentation
         self._segmentation: Any = SegmentationInference(
@@ -282,7 +282,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
 
         Returns
         -------
-        output : DiarizeOutput (or Annotation if `legacy`)
+        output : DiarizeOutput (or Annotation if `legacy`, or while hyper-parameters are optimized)
         """
         if num_speakers is None:
             # the caller's bound wins where it contradicts the pipeline's
@@ -290,7 +290,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
                 max_speakers = max(self.max_speakers, min_speakers or 1)
             if min_speakers is None and self.min_speakers is not None:
                 min_speakers = min(self.min_speakers, max_speakers or self.min_speakers)
-        return super().apply(
+        output = super().apply(
             file,
             num_speakers=num_speakers,
             min_speakers=min_speakers,
@@ -298,3 +298,10 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             hook=hook,
             **kwargs,
         )
+        # `pyannote-audio optimize` scores what is returned, which must be an annotation
+        return output.speaker_diarization if self.training and isinstance(output, DiarizeOutput) else output
+
+
+def _name(model: PipelineModel) -> str:
+    """What a model is called in messages: a token may come with it."""
+    return str(model["checkpoint"] if isinstance(model, Mapping) else model)

@@ -46,6 +46,9 @@ def cut(model: PrunedWavLMModel) -> PrunedWavLMModel:
     config = model.config
     state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("gates.")}
     shape = config.shape_dict()
+    shape["dense_sizes"] = config.dense_sizes or {
+        name: getattr(config, name) for name in ("conv_dim", "intermediate_sizes")
+    }
     _cut_convolutions(gates, config, state, shape)
     for index in range(config.num_hidden_layers):
         _cut_attention(gates, config, state, shape, index)

@@ -140,6 +140,13 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             targets[first : max(0, last + 1), labels.index(label)] = 1
         return SlidingWindowFeature(targets, frames, labels=labels)
 
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor] | None:
+        """pyannote's, whose loss the progress bar shows too"""
+        step = super().training_step(batch, batch_idx)
+        if step is not None:
+            self.model.log("loss", step["loss"], on_step=True, on_epoch=False, prog_bar=True, logger=False)
+        return step
+
     def setup_loss_func(self) -> None:
         """Give the model its powerset conversion"""
         self.model.powerset = _FullPrecisionPowerset(

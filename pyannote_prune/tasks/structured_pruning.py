@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from torch import Tensor
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import WavLMSegmentation, load_segmentation
 from pyannote_prune.models.segmentation import HEAD_KEYS
-from pyannote_prune.pruning import UNIT_KINDS, Gates, SparsityController, attach_gates, total_cost
+from pyannote_prune.pruning import (
+    UNIT_KINDS,
+    Gates,
+    HardConcrete,
+    SparsityController,
+    Units,
+    attach_gates,
+    total_cost,
+)
 from pyannote_prune.pruning.controller import check_target
 from pyannote_prune.pruning.cost import SAMPLE_RATE
 from pyannote_prune.tasks.speaker_diarization import SpeakerDiarization
@@ -52,8 +61,12 @@ class StructuredPruning(SpeakerDiarization):
     diarization loss through the head. Once trained, `pyannote_prune.pruning.cut` makes the compact
     backbone. With `target=None` there are no gates: the (pruned) student is distilled further.
 
+    Each step logs the terms of the loss (`loss/distillation/train`, `loss/sparsity/train` of the
+    Lagrangian, `loss/diarization/train`), the expected sparsity, its target and the multipliers
+    (`sparsity/...`), and the expected share of the teacher's units that is left (`survival/KIND`).
     Validation is that of pyannote's task, on the deterministic gates, plus the distillation loss
-    (`loss/distillation/val`) and the sparsity (`sparsity/...`).
+    (`loss/distillation/val`), and the sparsity and survival of what would be cut
+    (`sparsity/measured`, `survival/KIND/measured`).
 
     Parameters
     ----------
@@ -73,7 +86,7 @@ class StructuredPruning(SpeakerDiarization):
         Seconds of audio that MACs are counted for. Defaults to one second, the convention of the
         papers; use the duration of chunks for the true cost of attention.
     warmup_steps : int, optional
-        Steps over which the target is ramped up. Defaults to 5 epochs.
+        Steps over which the target is ramped up. Defaults to 5 epochs, or to a third of a run of fewer than 15.
     distilled_layers : sequence of int, optional
         Hidden states to imitate, 0 being the input of the first layer. Defaults to four, evenly
         spaced from the first to the last, as published: 0, 4, 8, 12 for Base.
@@ -187,7 +200,9 @@ class StructuredPruning(SpeakerDiarization):
             gates = Gates(student.wavlm.config, self.kinds, self.drop_rate, self.multiple_of)
             warmup_steps = self.warmup_steps
             if warmup_steps is None:
-                warmup_steps = 5 * max(1, self.train__len__() // self.batch_size)
+                trainer = student._trainer  # None outside of one
+                epochs = trainer.max_epochs if trainer is not None and (trainer.max_epochs or 0) > 0 else math.inf
+                warmup_steps = int(min(5, epochs / 3) * max(1, self.train__len__() // self.batch_size))
             attach_gates(student.wavlm, gates.to(student.device))
             student.sparsity = self._controller(gates, warmup_steps).to(student.device)
 
@@ -262,8 +277,9 @@ class StructuredPruning(SpeakerDiarization):
         logged: dict[str, Tensor | float] = {"loss/distillation/train": distillation.detach()}
         loss = distillation
         if self.controller is not None:
-            loss = loss + self.controller.penalty(self.model.global_step)
-            logged |= self._sparsity_to_log()
+            penalty = self.controller.penalty(self.model.global_step)
+            loss = loss + penalty
+            logged |= {"loss/sparsity/train": penalty.detach(), **self._sparsity_to_log()}
         if self.diarization_weight > 0:
             diarization = self._diarization_loss(states, batch["y"])
             loss = loss + self.diarization_weight * diarization
@@ -283,7 +299,9 @@ class StructuredPruning(SpeakerDiarization):
                 )
             return None
         self.num_nan_steps = 0
-        shown = ("sparsity/expected", "sparsity/target")
+        # the progress bar shows that of the step, TensorBoard the average of the epoch
+        self.model.log("loss", loss, on_step=True, on_epoch=False, prog_bar=True, logger=False)
+        shown = ("loss/distillation/train", "sparsity/expected", "sparsity/target")
         for name, value in logged.items():
             self.model.log(name, value, on_step=True, on_epoch=False, prog_bar=name in shown)
         self.model.log("loss/train", loss, on_step=False, on_epoch=True)
@@ -295,22 +313,30 @@ class StructuredPruning(SpeakerDiarization):
         permuted, _ = permutate(powerset.to_multilabel(scores), target)
         return F.nll_loss(scores.float().flatten(0, 1), powerset.to_powerset(permuted.float()).argmax(-1).flatten())
 
+    @torch.no_grad()
     def _sparsity_to_log(self) -> dict[str, Tensor | float]:
         controller = self.controller
         assert controller is not None
-        step = self.model.global_step
-        gates = controller.gates
-        logged: dict[str, Tensor | float] = {
-            "sparsity/expected": controller.expected_sparsity().detach().float(),
-            "sparsity/target": controller.target_at(step),
+        return {
+            "sparsity/expected": controller.expected_sparsity().float(),
+            "sparsity/target": controller.target_at(self.model.global_step),
             "sparsity/lambda1": controller.lambda1.detach(),
             "sparsity/lambda2": controller.lambda2.detach(),
+            **{f"survival/{kind}": share for kind, share in self._survival(HardConcrete.open_probability).items()},
         }
+
+    def _survival(self, alive: Callable[[HardConcrete], Tensor]) -> dict[str, Tensor]:
+        """Share of the teacher's units that live, by kind of gate; `alive` tells of each, or with which probability."""
+        assert self.controller is not None
+        gates = self.controller.gates
+        whole = Units.of(self.teacher.wavlm.config)
+        survival = {}
         for kind in gates.kinds:
-            probabilities = [gate.open_probability() for gate in getattr(gates, kind).values()]
-            if probabilities:
-                logged[f"survival/{kind}"] = torch.cat(probabilities).mean().detach().float()
-        return logged
+            living = [alive(gate) for gate in getattr(gates, kind).values()]
+            if living:
+                units = getattr(whole, f"has_{kind}" if kind in ("attention", "feed_forward") else kind)
+                survival[kind] = (torch.cat(living).sum() / sum(units)).float()
+        return survival
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Diarization error of the student through the teacher's head, distillation loss, sparsity"""
@@ -322,5 +348,7 @@ class StructuredPruning(SpeakerDiarization):
             hook.remove()
         distillation, _ = self._distil(batch["X"][:, 0], computed[-1].hidden_states)
         self.model.log("loss/distillation/val", distillation, on_step=False, on_epoch=True, sync_dist=True)
-        if self.controller is not None:
+        if self.controller is not None and batch_idx == 0:  # gates stay as they are
             self.model.log("sparsity/measured", self.controller.sparsity(), on_step=False, on_epoch=True)
+            for kind, share in self._survival(HardConcrete.is_open).items():
+                self.model.log(f"survival/{kind}/measured", share, on_step=False, on_epoch=True)

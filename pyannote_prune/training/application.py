@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,7 +29,8 @@ import pyannote_prune
 from pyannote_prune.errors import InputError
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.protocols import find_protocol, load_registry
-from pyannote_prune.training.callbacks import PercentileGradientClipping
+from pyannote_prune.training.callbacks import PercentileGradientClipping, ProgressBar
+from pyannote_prune.training.report import reporting
 
 # tells a process that Lightning starts for another device which command it is part of
 COMMAND = "PYANNOTE_PRUNE_COMMAND"
@@ -85,7 +86,7 @@ def _input_error(error: BaseException | None) -> InputError | None:
 
 
 def train(config: DictConfig) -> float | None:
-    """Train one model
+    """Train one model, and write a report of how it went
 
     Parameters
     ----------
@@ -105,7 +106,9 @@ def train(config: DictConfig) -> float | None:
         _convert_="all",
     )
     model = instantiate(config.model, _convert_="all")
-    checkpoint = fit(model, task, config, Path(HydraConfig.get().runtime.output_dir))
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    with reporting(directory):
+        checkpoint = fit(model, task, config, directory)
     best = checkpoint.best_model_score
     if checkpoint.monitor is None or best is None:
         return None
@@ -159,7 +162,7 @@ def fit(
         filename="{epoch:04d}" if monitor is None else f"{{epoch:04d}}-{{{monitor}:.6f}}",
         auto_insert_metric_name=False,
     )
-    callbacks: list[Callback] = [checkpoint, RichProgressBar(), LearningRateMonitor()]
+    callbacks: list[Callback] = [checkpoint, ProgressBar(), LearningRateMonitor()]
     if monitor is not None and config.get("patience") is not None:
         callbacks.append(EarlyStopping(monitor=monitor, mode=direction, patience=config.patience))
     if config.get("gradient_percentile") is not None:

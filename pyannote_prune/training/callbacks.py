@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 
 from pyannote_prune.errors import InputError
+
+
+class ProgressBar(RichProgressBar):
+    """Progress bar with the few numbers that matter, under short names; TensorBoard has all of them"""
+
+    _NAMES: ClassVar[dict[str, str]] = {
+        "loss/distillation/train": "distillation",
+        "sparsity/expected": "sparsity",
+        "sparsity/target": "target",
+        "DiarizationErrorRate": "error",
+    }
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What is shown: neither the version of the logger, nor the components of the error rate"""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return {
+            self._NAMES.get(name, name): value
+            for name, value in metrics.items()
+            if not name.startswith("DiarizationErrorRate/")
+        }
 
 
 class PercentileGradientClipping(Callback):

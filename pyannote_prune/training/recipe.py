@@ -27,6 +27,7 @@ from pyannote_prune.pruning import cut
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
 from pyannote_prune.training.application import fit, load_augmentation, load_protocol
 from pyannote_prune.training.averaging import after_the_peak, average_checkpoints
+from pyannote_prune.training.report import reporting
 
 RESULT = "model.bin"
 _DISTILLATION = ("loss/distillation/val", "min")
@@ -86,18 +87,19 @@ def compress(config: DictConfig) -> None:
     def start() -> Model:
         return instantiate(config.model, _convert_="all")
 
-    # without fine-tuning, what the run starts from is the teacher
-    first = finetune(start, config.finetune) if config.get("finetune") else lambda folder: start()
-    dense = _stage(directory / "1-finetune", first)
-    pruned = dense
-    for number, phase in enumerate(config.prune, start=1):
-        pruned = _stage(directory / f"2-prune-{number}", prune(pruned, phase))
-    distilled = _stage(directory / "3-distil", distil(pruned, config.distil))
-    final = _stage(directory / "4-finetune", finetune(lambda: _load(distilled), config.finetune_pruned))
+    with reporting(directory):
+        # without fine-tuning, what the run starts from is the teacher
+        first = finetune(start, config.finetune) if config.get("finetune") else lambda folder: start()
+        dense = _stage(directory / "1-finetune", first)
+        pruned = dense
+        for number, phase in enumerate(config.prune, start=1):
+            pruned = _stage(directory / f"2-prune-{number}", prune(pruned, phase))
+        distilled = _stage(directory / "3-distil", distil(pruned, config.distil))
+        final = _stage(directory / "4-finetune", finetune(lambda: _load(distilled), config.finetune_pruned))
 
-    pipeline = directory / "pipeline"
-    if rank_zero_only.rank == 0 and not pipeline.exists():
-        write_whole(pipeline, lambda target: write_pipeline(target, _load(final), config.embedding))
+        pipeline = directory / "pipeline"
+        if rank_zero_only.rank == 0 and not pipeline.exists():
+            write_whole(pipeline, lambda target: write_pipeline(target, _load(final), config.embedding))
 
 
 def _stage(folder: Path, run: Callable[[Path], Model]) -> Path:
@@ -129,12 +131,12 @@ def _task(config: DictConfig, section: DictConfig) -> dict[str, Any]:
 
 
 def _settings(config: DictConfig, section: DictConfig) -> DictConfig:
-    """Settings of a stage: those of the run, with the trainer and patience of the stage."""
-    return OmegaConf.merge(  # type: ignore[return-value]
-        {key: config.get(key) for key in ("trainer", "optimizer", "scheduler", "gradient_percentile")},
-        {"patience": None},
-        {key: section[key] for key in ("trainer", "optimizer", "patience") if key in section},
-    )
+    """Settings of a stage: those of the run, with what the stage changes of them."""
+    settings = {key: config.get(key) for key in ("trainer", "optimizer", "scheduler", "gradient_percentile")}
+    if "scheduler" in section:  # another one, with other arguments
+        settings["scheduler"] = section.scheduler
+    changes = {key: section[key] for key in ("trainer", "optimizer", "patience") if key in section}
+    return OmegaConf.merge(settings, {"patience": None}, changes)  # type: ignore[return-value]
 
 
 def _scores(folder: Path) -> list[tuple[Path, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib.resources import files
 from typing import Any
@@ -63,6 +63,9 @@ class PrunedWavLMConfig(PretrainedConfig):
         Dropout probabilities, as in `transformers`.
     layer_norm_eps, initializer_range : float, optional
         As in `transformers`.
+    dense_sizes : dict, optional
+        `conv_dim` and `intermediate_sizes` before pruning, where they are known (`cut` keeps them): nothing
+        is computed from them but what pruning saved.
 
     Raises
     ------
@@ -98,6 +101,7 @@ class PrunedWavLMConfig(PretrainedConfig):
         feat_proj_dropout: float = 0.1,
         layer_norm_eps: float = 1e-5,
         initializer_range: float = 0.02,
+        dense_sizes: Mapping[str, Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> None:
         if remaining_heads is None:
@@ -128,6 +132,7 @@ class PrunedWavLMConfig(PretrainedConfig):
         self.feat_proj_dropout = feat_proj_dropout
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
+        self.dense_sizes = dense_sizes and {name: list(sizes) for name, sizes in dense_sizes.items()}
         self._check_shape()
         # a sub-layer that is gone has no units: one spelling per shape
         self.remaining_heads = [h if has else [] for h, has in zip(self.remaining_heads, self.has_attention)]
@@ -233,7 +238,8 @@ def dense_family(source: str, config: PrunedWavLMConfig) -> tuple[str, PrunedWav
     family : str
         Name of the dense preset that has as many layers and heads, of the same size; "dense SOURCE" without one.
     dense : PrunedWavLMConfig
-        Its shape; without a preset, all heads, and the widest of the FFNs and of the convolutions everywhere.
+        Its shape; without a preset, all heads, and the sizes that the configuration knows from before pruning or
+        else the widest of the FFNs and of the convolutions everywhere.
     """
     for name in _DENSE_PRESETS:
         preset = PrunedWavLMConfig.from_preset(name)
@@ -248,5 +254,7 @@ def dense_family(source: str, config: PrunedWavLMConfig) -> tuple[str, PrunedWav
         "has_feed_forward": None,
         "intermediate_sizes": max([1, *config.intermediate_sizes]),
         "conv_dim": [max(config.conv_dim)] * len(config.conv_dim),
+        **(config.dense_sizes or {}),
+        "dense_sizes": None,
     }
     return f"dense {source}", PrunedWavLMConfig(**{**config.shape_dict(), **whole})

@@ -47,7 +47,7 @@ def hub(monkeypatch, tmp_path):
     repository = tmp_path / "repository"
     snapshot = tmp_path / "snapshot"
 
-    def download(repo_id, allow_patterns):
+    def download(repo_id, allow_patterns, revision, token):
         assert repo_id == "somebody/something"
         names = [str(path.relative_to(repository)) for path in repository.rglob("*") if path.is_file()]
         for name in filter_repo_objects(names, allow_patterns=allow_patterns):

@@ -86,6 +86,19 @@ def test_starts_from_a_backbone_and_forgets_where_it_came_from(tmp_path):
     assert model.hparams.wavlm == SHAPE.shape_dict()
 
 
+def test_same_shape_from_scratch(tmp_path):
+    backbone = PrunedWavLMModel(SHAPE)
+    backbone.save_pretrained(tmp_path)
+    model = WavLMSegmentation(wavlm=tmp_path / "config.json", head_args=SMALL)
+    assert model.hparams.wavlm == SHAPE.shape_dict()
+    key = "encoder.pos_conv_embed.conv.parametrizations.weight.original1"
+    assert not torch.equal(model.wavlm.state_dict()[key], backbone.state_dict()[key])
+    (tmp_path / "other.json").write_text('{"model_type": "wavlm"}')
+    for name, reason in (("other.json", "model_type must be 'pruned-wavlm'"), ("missing.json", "FileNotFoundError")):
+        with pytest.raises(InputError, match=rf"{name}.*{reason}"):
+            WavLMSegmentation(wavlm=tmp_path / name)
+
+
 def test_mixes_all_hidden_states():
     model = WavLMSegmentation(wavlm=SHAPE, head_args=SMALL).eval()
     waveforms = torch.randn(1, 8000)

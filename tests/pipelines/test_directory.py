@@ -54,6 +54,20 @@ def test_no_median_filter_unless_asked_for(tmp_path):
     assert "median_filter" not in config_of(convert(source, tmp_path / "out"))["pipeline"]["params"]
 
 
+def test_half_the_size(pipelines, untrained, tmp_path):
+    whole = pipelines["base-pruned"]
+    half = convert(FIXTURES / "base-pruned", tmp_path / "half", embedding=untrained / "embedding", half=True)
+    for name in ("segmentation", "embedding"):
+        weights = [directory / name / "pytorch_model.bin" for directory in (whole, half)]
+        size, half_size = (path.stat().st_size for path in weights)
+        assert half_size < 0.7 * size  # names and shapes stay as they are
+        state, half_state = (Model.from_pretrained(path).state_dict() for path in weights)
+        assert state.keys() == half_state.keys()
+        for key, tensor in state.items():
+            assert half_state[key].dtype == tensor.dtype
+            torch.testing.assert_close(half_state[key], tensor.half().to(tensor.dtype), atol=0, rtol=0)
+
+
 def test_checkpoint_of_ours_to_pipeline(untrained, tmp_path):
     weights = untrained / "segmentation" / "pytorch_model.bin"
     convert(weights, tmp_path / "out", embedding=untrained / "embedding" / "pytorch_model.bin")

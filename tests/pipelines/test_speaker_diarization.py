@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -175,17 +172,6 @@ def test_bad_options(untrained):
         SpeakerDiarization(**models(untrained), clustering="VBxClustering")
     with pytest.raises(InputError, match="odd number of frames, got 10"):
         SpeakerDiarization(**models(untrained), median_filter=10)
-
-
-def test_upstreams_command(untrained, short, tmp_path):
-    """`pyannote-audio apply`, without FFmpeg even: our pipeline does its own decoding."""
-    result = subprocess.run(
-        f"{sys.executable} -W ignore -m pyannote.audio apply {untrained} {short} --device cpu".split(),
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == Pipeline.from_pretrained(untrained)(short).speaker_diarization.to_rttm()
 
 
 @pytest.mark.cuda

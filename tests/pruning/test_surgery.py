@@ -19,6 +19,7 @@ from pyannote_prune.pruning import (
     pad_feed_forward,
     total_cost,
 )
+from pyannote_prune.wavlm.configuration import dense_family
 
 
 @st.composite
@@ -74,6 +75,27 @@ kinds_of_units = st.one_of(
     st.just(list(UNIT_KINDS)),
     st.lists(st.sampled_from(UNIT_KINDS), min_size=1, unique=True),
 )
+
+
+def test_remembers_what_it_was_cut_from():
+    dense = PrunedWavLMConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_sizes=8,
+        conv_dim=[4, 5, 6, 7, 8, 9, 10],
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    model = noisy_backbone(dense, 0)
+    for seed in (1, 2):
+        gates = Gates(model.config, list(UNIT_KINDS))
+        set_gates(gates, "decided", seed)
+        attach_gates(model, gates)
+        model = cut(model)
+        assert model.config.shape_dict() != dense.shape_dict()
+        _, original = dense_family("tiny", model.config)
+        assert original.shape_dict() == dense.shape_dict()
 
 
 @settings(deadline=None, max_examples=150)

@@ -13,8 +13,9 @@ from pyannote_prune import PrunedWavLMConfig
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import WavLMSegmentation, save_checkpoint
 from pyannote_prune.models.loading import segmentation_specifications
-from pyannote_prune.pruning import cut, total_cost
+from pyannote_prune.pruning import Units, cut, total_cost
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning, distillation_loss
+from pyannote_prune.training.callbacks import ProgressBar
 from tests.conftest import SAMPLE
 
 HEAD = {"hidden_size": 16, "ffn_dim": 24, "num_layers": 1}
@@ -121,17 +122,35 @@ def test_prunes_to_its_target_and_cuts(objective, protocol):
     controller = student.sparsity
     assert metrics["sparsity/target"] == 0.5
     assert controller.expected_sparsity().item() == pytest.approx(0.5, abs=0.03)
-    assert {"DiarizationErrorRate", "loss/distillation/val", "sparsity/measured", "survival/heads"} <= metrics.keys()
+    assert {"DiarizationErrorRate", "loss/distillation/val", "survival/heads"} <= metrics.keys()
+    assert set(ProgressBar().get_metrics(trainer, student)) == {"loss", "distillation", "sparsity", "target", "error"}
+    terms = metrics["loss/distillation/train"] + metrics["loss/sparsity/train"]
+    torch.testing.assert_close(metrics["loss"], terms)
 
     compact = cut(student.wavlm)
     num_samples = 32000
     dense, pruned = (total_cost(model.config, num_samples=num_samples) for model in (teacher.wavlm, compact))
     assert 1 - getattr(pruned, objective) / getattr(dense, objective) == pytest.approx(controller.sparsity())
+    # what the last validation measured is what is cut
+    assert metrics["sparsity/measured"] == pytest.approx(controller.sparsity())
+    whole, left = (Units.of(model.config) for model in (teacher.wavlm, compact))
+    for kind in ("channels", "heads", "intermediate"):
+        assert metrics[f"survival/{kind}/measured"] == pytest.approx(
+            sum(getattr(left, kind)) / sum(getattr(whole, kind))
+        )
     # the teacher has not moved, and its head reads the student
     for key, tensor in teacher.state_dict().items():
         torch.testing.assert_close(tensor, before[key], atol=0, rtol=0)
         if key.startswith(("head.", "classifier.", "layer_weights")):
             torch.testing.assert_close(student.state_dict()[key], tensor, atol=0, rtol=0)
+
+
+def test_survival_is_relative_to_the_teacher(protocol):
+    student = segmentation(remaining_heads=[[0, 1], [2], [3]], has_feed_forward=[True, False, True])
+    pruning = task(protocol, segmentation(), target=0.5, kinds=["heads", "feed_forward"], drop_rate=0.1)
+    metrics = fit(student, pruning, max_steps=1, limit_val_batches=0).callback_metrics
+    assert metrics["survival/heads"] == pytest.approx(0.9 * 4 / 12, abs=0.01)
+    assert metrics["survival/feed_forward"] == pytest.approx(0.9 * 2 / 3, abs=0.01)
 
 
 def test_distils_further_without_gates(protocol):
@@ -169,6 +188,13 @@ def test_mixed_precision(make, protocol):
     trainer = fit(student, task, max_steps=3, precision="bf16-mixed", limit_train_batches=3, limit_val_batches=2)
     assert torch.isfinite(trainer.callback_metrics["loss/train"])
     assert "DiarizationErrorRate" in trainer.callback_metrics
+
+
+@pytest.mark.parametrize(("max_epochs", "ramp"), [(6, 2), (30, 5)])
+def test_ramp_of_the_target(protocol, max_epochs, ramp):
+    student, pruning = segmentation(), task(protocol, segmentation(), target=0.5)
+    fit(student, pruning, max_steps=1, max_epochs=max_epochs, limit_val_batches=0)
+    assert student.sparsity.warmup_steps == ramp * (pruning.train__len__() // pruning.batch_size) > 0
 
 
 def test_checkpoint_of_a_finished_model_loads_in_stock_pyannote(protocol, tmp_path):
