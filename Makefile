@@ -6,8 +6,9 @@ BIN := .venv/bin
 demo: .venv/installed ## diarize the sample conversation that ships in pyannote.audio
 	$(BIN)/pyannote-prune demo
 
+# a process per core, each of one thread
 test: lint ## what continuous integration runs
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

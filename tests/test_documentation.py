@@ -1,10 +1,12 @@
 """Every code block of the documentation is run: small models in place of large ones, no network."""
 
+import io
 import re
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +37,12 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    path.relative_to(ROOT).as_posix(): path
+    for path in (
+        ROOT / "README.md",
+        ROOT / "pyannote_prune" / "embedded" / "README.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+    )
 }
 
 # commands that are not run, and why
@@ -60,6 +67,8 @@ BRIEF = {
     r"batch_size: \d+": "batch_size: 2",
     r"num_workers: null": "num_workers: 0",
     r"hidden_size: \d+": "hidden_size: 48",
+    r"num_hidden_layers: \d+": "num_hidden_layers: 2",
+    r"intermediate_sizes: \d+": "intermediate_sizes: 48",
     r"ffn_dim: \d+": "ffn_dim: 48",
     r"num_layers: \d+": "num_layers: 1",
 }
@@ -83,6 +92,12 @@ def blocks_of(text: str) -> Iterator[Block]:
         )
 
 
+def briefly(words: list[str]) -> list[str]:
+    """A command that does less: of an option that is given twice, the second counts."""
+    once = [option for option in ("--max-iterations", "--repeats") if option in words]
+    return [*words, *(word for option in once for word in (option, "1")), *(["--dry-run"] * (words[0] == "publish"))]
+
+
 class Reader:
     """Does what a page says, block by block, in the current directory"""
 
@@ -97,7 +112,9 @@ class Reader:
         languages[block.language](block.code)
 
     def python(self, code: str) -> None:
-        exec(compile(code, "block", "exec"), self.names)
+        # so that what it prints is not taken for the output of a command
+        with redirect_stdout(io.StringIO()):
+            exec(compile(code, "block", "exec"), self.names)
 
     def yaml(self, code: str) -> None:
         content = yaml.safe_load(code)
@@ -143,17 +160,14 @@ class Reader:
             if path not in self.written:
                 shutil.rmtree(path, ignore_errors=True)
                 self.written.add(path)
-        if words[0] == "publish":
-            words = [*words, "--dry-run"]
-        code, out, err = self.run(*words)
+        code, out, err = self.run(*briefly(words))
         assert code == 0, err or out
         if target is not None:
             Path(target).write_text(out)
 
     def pyannote_audio(self, words: list[str]) -> None:
-        if "--max-iterations" in words:
-            words = [*words, "--max-iterations", "1"]
-        pyannote.audio.__main__.app(words, standalone_mode=False)
+        with redirect_stdout(io.StringIO()):
+            pyannote.audio.__main__.app(briefly(words), standalone_mode=False)
 
     def make(self, words: list[str]) -> None:
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
