@@ -10,6 +10,5 @@ class InputError(ValueError):
 
 def describe(error: Exception) -> str:
     """An error on one line, to be part of one of ours: if it is not ours already, its kind and its first words."""
-    if isinstance(error, InputError):
-        return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    words = " ".join(str(error).split())
+    return words if isinstance(error, InputError) else f"{type(error).__name__}: {words[:200]}"

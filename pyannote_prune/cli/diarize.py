@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from pyannote_prune.cli.options import Device, Revision, Token
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, describe
 
 
 def diarize(
@@ -99,10 +99,8 @@ def diarize(
             picture = None if plot is None else Audio(mono="downmix")(file)
         except Exception as error:  # as many as there are decoders: other recordings depend on going on
             failed.append(path)
-            reason = " ".join(str(error).split())
-            if not isinstance(error, InputError):
-                reason = f"{path}: {type(error).__name__}: {reason[:200]}"
-            typer.echo(f"Error: {reason}", err=True)
+            where = "" if isinstance(error, InputError) else f"{path}: "
+            typer.echo(f"Error: {where}{describe(error)}", err=True)
             continue
 
         kind = "exclusive_speaker_diarization" if exclusive else "speaker_diarization"
