@@ -1,15 +1,15 @@
 """pyannote models."""
 
-from pyannote_prune.models.embedding import SpeakerResNet
+from pyannote_prune.models.embedding import CAMPPlus
 from pyannote_prune.models.heads import ConformerHead, LSTMHead
 from pyannote_prune.models.loading import load_segmentation
 from pyannote_prune.models.segmentation import FbankSegmentation, WavLMSegmentation, save_checkpoint
 
 __all__ = [
+    "CAMPPlus",
     "ConformerHead",
     "FbankSegmentation",
     "LSTMHead",
-    "SpeakerResNet",
     "WavLMSegmentation",
     "load_segmentation",
     "save_checkpoint",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import torch
 from asteroid_filterbanks import Encoder
@@ -32,7 +33,8 @@ HEADS: dict[str, type[ConformerHead | LSTMHead]] = {"conformer": ConformerHead, 
 def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
     """Save a model the way Lightning does, such that `pyannote.audio.Model.from_pretrained` loads it
 
-    With `half`, weights are stored in float16. They are loaded into float32 again.
+    With `half`, weights are stored in float16, and compressed without loss, which PyTorch reads as any other.
+    They are loaded into float32 again.
     """
     if half:
         model = deepcopy(model).half()
@@ -53,6 +55,12 @@ def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
         log.setLevel(level)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(path, weights_only=True)
+    if half:
+        with ZipFile(path) as archive:
+            records = {name: archive.read(name) for name in archive.namelist()}
+        with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+            for name, content in records.items():
+                archive.writestr(name, content)
 
 
 class SegmentationModel(Model):

@@ -41,7 +41,7 @@ def fold_batch_norms(model: Model) -> Model:
     if not isinstance(model, BaseWeSpeakerResNet):
         return model
     model = copy.deepcopy(model)
-    for parent in model.resnet.modules():
+    for parent in model.modules():
         children = list(parent.named_children())
         for (conv_name, conv), (norm_name, norm) in pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):

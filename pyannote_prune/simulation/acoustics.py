@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy.signal import butter, sosfilt
+from scipy.signal import butter, oaconvolve, sosfilt, welch
 
 from pyannote_prune.errors import InputError
 
 # reflections beyond these are too weak to be worth the time
 _MAX_ORDER = 40
 _POSITIONS = 6
+_SPECTRUM_SIZE = 512
 
 
 @lru_cache(maxsize=512)
@@ -71,6 +72,35 @@ def telephone(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     compressed = np.sign(filtered) * np.log1p(255 * np.abs(filtered) / peak) / np.log(256)
     quantised = np.round(compressed * 127) / 127
     return (peak * np.sign(quantised) * np.expm1(np.abs(quantised) * np.log(256)) / 255).astype(np.float32)
+
+
+def equalize(samples: np.ndarray, model: np.ndarray, sample_rate: int) -> np.ndarray:
+    """A recording with the long-term spectrum of another, as if both were of one microphone
+
+    Parameters
+    ----------
+    samples, model : (num_samples,) arrays
+    sample_rate : int
+
+    Returns
+    -------
+    equalized : (num_samples,) float32 array
+        No frequency is changed by more than 20 dB. Unchanged where one of both is silent.
+    """
+    # the squares of what is almost silent need double precision
+    signals = [signal.astype(np.float64) for signal in (samples, model)]
+    (frequencies, own), (_, other) = (welch(signal, sample_rate, nperseg=_SPECTRUM_SIZE) for signal in signals)
+    if not (own.any() and other.any()):
+        return samples.astype(np.float32)
+    # bands as wide as those of hearing: what is narrower is the voice
+    width = np.maximum(100.0, 0.2 * frequencies)
+    bands = np.abs(frequencies[:, None] - frequencies) <= width[:, None]
+    level, target = ((bands @ power) / bands.sum(1) for power in (own, other))
+    floor = 1e-8 * max(level.max(), target.max())
+    gain = np.clip(np.sqrt((target + floor) / (level + floor)), 0.1, 10.0)
+    # linear phase, an odd number of taps: nothing is delayed
+    response = np.roll(np.fft.irfft(gain), _SPECTRUM_SIZE // 2)[1:] * np.hanning(_SPECTRUM_SIZE - 1)
+    return oaconvolve(samples, response, mode="same").astype(np.float32)
 
 
 def noise(num_samples: int, sample_rate: int, rng: np.random.Generator) -> np.ndarray:

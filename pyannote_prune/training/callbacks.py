@@ -37,25 +37,33 @@ class ProgressBar(RichProgressBar):
 class PercentileGradientClipping(Callback):
     """Clip the norm of gradients at a percentile of its own history (Seetharaman et al., arXiv 2007.14469)
 
+    A step whose gradients are not finite is skipped: one of them would be the end of all weights.
+
     Parameters
     ----------
     percentile : float, optional
         In (0, 100]. Defaults to 90.
     history_size : int, optional
         Number of steps that are remembered. Defaults to 1000.
+    max_skipped : int, optional
+        Number of steps in a row that may be skipped. Defaults to 20.
 
     Raises
     ------
     InputError
         When `percentile` is out of range.
+    FloatingPointError
+        While training, when more steps in a row than `max_skipped` had to be skipped.
     """
 
-    def __init__(self, percentile: float = 90.0, history_size: int = 1000) -> None:
+    def __init__(self, percentile: float = 90.0, history_size: int = 1000, max_skipped: int = 20) -> None:
         super().__init__()
         if not 0 < percentile <= 100:
             raise InputError(f"gradient_percentile must be in (0, 100], got {percentile}.")
         self.percentile = percentile
         self.history: deque[float] = deque(maxlen=history_size)
+        self.max_skipped = max_skipped
+        self.skipped = 0
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -63,12 +71,23 @@ class PercentileGradientClipping(Callback):
         """Clip, once gradients are complete"""
         parameters = [parameter for parameter in pl_module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        if not torch.isfinite(norm):  # a scaler of half precision will skip this step
+        if not torch.isfinite(norm):
+            if getattr(trainer.precision_plugin, "scaler", None) is None:  # that of float16 skips steps by itself
+                self._skip(optimizer)
             return
+        self.skipped = 0
         self.history.append(norm.item())
         limit = float(np.percentile(self.history, self.percentile))
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         pl_module.log("gradient/norm", norm, on_step=True, on_epoch=False)
+
+    def _skip(self, optimizer: torch.optim.Optimizer) -> None:
+        self.skipped += 1
+        if self.skipped > self.max_skipped:
+            raise FloatingPointError(
+                f"Gradients were not finite for {self.skipped} steps in a row: lower optimizer.lr, or look at the data."
+            )
+        optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs"""

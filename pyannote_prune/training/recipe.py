@@ -95,7 +95,9 @@ def compress(config: DictConfig) -> None:
         for number, phase in enumerate(config.prune, start=1):
             pruned = _stage(directory / f"2-prune-{number}", prune(pruned, phase))
         distilled = _stage(directory / "3-distil", distil(pruned, config.distil))
-        final = _stage(directory / "4-finetune", finetune(lambda: _load(distilled), config.finetune_pruned))
+        final = distilled
+        if config.get("finetune_pruned"):
+            final = _stage(directory / "4-finetune", finetune(lambda: _load(distilled), config.finetune_pruned))
 
         pipeline = directory / "pipeline"
         if rank_zero_only.rank == 0 and not pipeline.exists():

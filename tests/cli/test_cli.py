@@ -137,5 +137,6 @@ def test_demo():
     assert len(hypothesis.labels()) == 2
     reference = load_rttm(SAMPLE.with_suffix(".rttm"))["sample"]
     error = DiarizationErrorRate()(reference, hypothesis, uem=Timeline([Segment(0, 30)]))
+    assert error < 0.25
     printed = re.search(r"2 speakers \(reference: 2\), diarization error rate ([\d.]+)%", result.stdout)
     assert float(printed[1]) == pytest.approx(100 * error, abs=0.2)  # turns are printed to 10 ms

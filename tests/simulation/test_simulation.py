@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from pyannote_prune.cli import app
 from pyannote_prune.errors import InputError
 from pyannote_prune.simulation import Simulator, Voices, split_speakers, write_corpus
-from pyannote_prune.simulation.acoustics import noise, room_responses, telephone
+from pyannote_prune.simulation.acoustics import equalize, noise, room_responses, telephone
 from pyannote_prune.simulation.voices import speech_regions
 
 RATE = 16000
@@ -36,7 +36,8 @@ def voices(tmp_path_factory):
 
 
 def clean(voices, **options) -> Simulator:
-    plain = {"reverberation": 0.0, "telephone": 0.0, "speed": 0.0, "snr": (80.0, 80.0), "num_speakers": (2, 4)}
+    never = dict.fromkeys(["reverberation", "telephone", "speed", "alike", "equalization"], 0.0)
+    plain = {**never, "snr": (80.0, 80.0), "num_speakers": (2, 4)}
     return Simulator(voices, **plain | options)
 
 
@@ -87,6 +88,22 @@ def test_annotation_is_what_is_heard(voices):
     assert overlap > 0
 
 
+def test_one_voice_at_different_speeds(voices):
+    simulator = clean(voices, alike=1.0, num_speakers=(3, 3))
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        conversation = simulator.conversation(10.0, rng)
+        names = {label.split("@")[0] for label in conversation.annotation.labels()}
+        assert len(names) == 1
+        frequency = FREQUENCIES[names.pop()]
+        alone = conversation.annotation.get_overlap().gaps(Segment(0, 10))
+        for segment, _, label in conversation.annotation.crop(alone).itertracks(yield_label=True):
+            if segment.duration > 0.4:
+                middle = round(segment.middle * RATE)
+                spectrum = np.abs(np.fft.rfft(conversation.waveform[middle - RATE // 10 : middle + RATE // 10]))
+                assert 5 * np.argmax(spectrum) == pytest.approx(frequency * float(label.split("@")[1]), abs=10)
+
+
 def test_reproducible(voices):
     simulator = Simulator(voices)
     one, same = (simulator.conversation(3.0, np.random.default_rng(5)) for _ in range(2))
@@ -111,6 +128,20 @@ def test_telephone_and_noise():
     assert max(low, high) < 0.1 * middle
     samples = noise(RATE, RATE, np.random.default_rng(0))
     assert np.mean(samples**2) == pytest.approx(1, rel=1e-4)
+
+
+def test_equalization():
+    """What two microphones made of the same noise is the same again, and in the same place."""
+    noise = np.random.default_rng(0).standard_normal(8 * RATE)
+    dull, sharp = (np.convolve(noise, [edge, 1.0, edge], mode="same") for edge in (0.25, -0.25))
+    assert np.std(sharp - dull) > 0.6 * np.std(dull)
+    assert np.std(equalize(sharp, dull, RATE) - dull) < 0.1 * np.std(dull)
+    np.testing.assert_allclose(equalize(dull, dull, RATE), dull, atol=1e-5)
+    np.testing.assert_array_equal(equalize(np.zeros(1000), dull, RATE), np.zeros(1000))
+    # the end of an utterance, of which next to nothing is inside
+    quiet = np.zeros(RATE, dtype=np.float32)
+    quiet[0] = 1e-22
+    assert np.isfinite(equalize(quiet, quiet, RATE)).all()
 
 
 def test_corpus(voices, tmp_path):

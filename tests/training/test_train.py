@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from omegaconf import OmegaConf
 from pyannote.audio import Model
 
@@ -125,6 +126,46 @@ def test_gradients_are_clipped_at_a_percentile(monkeypatch):
     assert list(again.history) == list(callback.history)
     with pytest.raises(InputError, match=r"\(0, 100\], got 0"):
         PercentileGradientClipping(0)
+
+
+class _Explosive(LightningModule):
+    """A model whose second batch has a finite loss, and gradients that are not."""
+
+    def __init__(self, poisoned):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.poisoned = poisoned
+
+    def training_step(self, batch, batch_idx):
+        loss = (self.weight * batch[0]).sum()
+        if batch_idx in self.poisoned:
+            loss = loss + (self.weight - self.weight.detach()).abs().sqrt().sum()
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("poisoned", [{1}, {1, 2, 3}])
+def test_steps_without_finite_gradients_are_skipped(poisoned):
+    model = _Explosive(poisoned)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[PercentileGradientClipping(max_skipped=2)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(5, 3)))
+    if len(poisoned) > 2:
+        with pytest.raises(FloatingPointError, match="for 3 steps in a row"):
+            trainer.fit(model, data)
+    else:
+        trainer.fit(model, data)
+        assert model.weight.isfinite().all()
+        assert (model.weight < 0.9).all()
 
 
 def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
