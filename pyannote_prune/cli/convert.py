@@ -20,6 +20,12 @@ def convert(
     half: Annotated[
         bool, typer.Option("--half", help="Store the weights of a pipeline in float16: half the size, same speed.")
     ] = False,
+    safe: Annotated[
+        bool,
+        typer.Option(
+            "--safe", help="Store a pipeline's models as safetensors and JSON, which cannot run code when read."
+        ),
+    ] = False,
     revision: Revision = None,
     token: Token = None,
 ) -> None:
@@ -37,6 +43,7 @@ def convert(
         embedding=embedding,
         to_transformers=to_transformers,
         half=half,
+        safe=safe,
         revision=revision,
         token=token,
     )

@@ -53,7 +53,10 @@ def _read_weights(directory: Path) -> dict:
 
 def load_pruned(directory: Path) -> PrunedWavLMModel:
     """Load what `PrunedWavLMModel.save_pretrained` wrote."""
-    config = PrunedWavLMConfig.from_json_file(str(directory / "config.json"))
+    try:
+        config = PrunedWavLMConfig.from_json_file(str(directory / "config.json"))
+    except InputError as error:
+        raise InputError(f"{directory / 'config.json'}: {error}") from None
     return build_backbone(config, _read_weights(directory), directory)
 
 

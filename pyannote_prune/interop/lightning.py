@@ -1,17 +1,31 @@
-"""pyannote checkpoints (written by Lightning), read without unpickling anything but what they need."""
+"""pyannote checkpoints: written by Lightning, or as tensors and JSON; read without running anything in them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from pyannote.audio import Model
 from pyannote.audio.core.task import Problem, Resolution, Specifications
+from safetensors.torch import save_file
 from torch.torch_version import TorchVersion
 
+from pyannote_prune.errors import InputError, describe
 from pyannote_prune.interop.state_dict import build_backbone, canonical_state_dict, read_tensors
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
+from pyannote_prune.wavlm.configuration import FORMAT_VERSION, check_format
+
+# of the two spellings of a checkpoint; the second has its description beside it
+PICKLED, SAFE, DESCRIPTION = "pytorch_model.bin", "model.safetensors", "config.json"
+_STAMP = "pyannote-prune"
+# what checkpoints hold besides tensors and containers, and may
+_PLAIN = [Problem, Resolution, Specifications, TorchVersion]
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -20,10 +34,92 @@ def read_checkpoint(path: Path) -> Any:
     Raises
     ------
     InputError
-        When there is no such file, when it is damaged, or when it holds objects of other kinds.
+        When there is no such file, when it is damaged, when it holds objects of other kinds, or when a newer
+        version of this package wrote it.
     """
-    with torch.serialization.safe_globals([Problem, Resolution, Specifications, TorchVersion]):
-        return read_tensors(path)
+    with torch.serialization.safe_globals(_PLAIN):
+        content = read_tensors(path)
+    if path.name == SAFE:
+        content = _describe_tensors(content, path.with_name(DESCRIPTION))
+    if isinstance(content, Mapping) and isinstance(content.get(_STAMP), Mapping):
+        check_format(content[_STAMP].get("format_version"), path)
+    return content
+
+
+class VersionedCheckpoint:
+    """A pyannote model whose checkpoints tell the version of their format, and are refused when it is newer"""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write the version"""
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+        checkpoint[_STAMP] = {"format_version": FORMAT_VERSION}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check the version"""
+        check_format(checkpoint.get(_STAMP, {}).get("format_version", FORMAT_VERSION), "The checkpoint")
+        super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+
+
+def write_safe_checkpoint(model: Model, path: Path) -> None:
+    """Write what Lightning would pickle as safetensors, and a JSON file beside them
+
+    Parameters
+    ----------
+    model : Model
+        Of one task, with plain numbers, strings, lists and dictionaries as hyper-parameters.
+    path : Path
+        Named "model.safetensors".
+    """
+    checkpoint: dict[str, Any] = {}
+    model.on_save_checkpoint(checkpoint)
+    content = checkpoint["pyannote.audio"]
+    description = {
+        "format_version": FORMAT_VERSION,
+        **content,
+        "specifications": asdict(content["specifications"]),
+        "hyper_parameters": dict(model.hparams),
+    }
+    # problem and resolution are enumerations
+    path.with_name(DESCRIPTION).write_text(json.dumps(description, indent=2, default=lambda value: value.name))
+    save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+
+
+def _describe_tensors(tensors: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """What `write_safe_checkpoint` was given; the tensors alone when what is beside them is not ours."""
+    try:
+        description = json.loads(path.read_text())
+        if "specifications" not in description:
+            return tensors
+        specifications = dict(description["specifications"])
+        specifications["problem"] = Problem[specifications["problem"]]
+        specifications["resolution"] = Resolution[specifications["resolution"]]
+        specifications["warm_up"] = tuple(specifications["warm_up"])
+        return {
+            _STAMP: {"format_version": description["format_version"]},
+            "pyannote.audio": {**description, "specifications": Specifications(**specifications)},
+            "hyper_parameters": description["hyper_parameters"],
+            "state_dict": tensors,
+        }
+    except FileNotFoundError:
+        return tensors
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not describe the weights beside it ({describe(error)}).") from None
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Whatever reads a checkpoint by PyTorch in here, upstream included, does not run anything in it."""
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        with torch.serialization.safe_globals(_PLAIN):
+            yield
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
 
 
 def is_checkpoint(content: object) -> bool:

@@ -20,7 +20,7 @@ _HUB_FILES = (
     "*.safetensors",
     "pytorch_model*.bin",
     "plda/*.npz",
-    "segmentation/pytorch_model.bin",
+    "segmentation/*",
 )
 
 
@@ -87,15 +87,16 @@ def segmentation_checkpoint(path: Path) -> Path | None:
     Parameters
     ----------
     path : Path
-        A file, a directory with a `pytorch_model.bin`, or a pipeline directory.
+        A file, a directory with a `pytorch_model.bin` or `model.safetensors`, or a pipeline directory.
     """
     if path.is_file():
         return path
     if diarizen.is_diarizen(path) or huggingface.model_type(path) is not None:
         return None
-    for candidate in (path / "segmentation" / "pytorch_model.bin", path / "pytorch_model.bin"):
-        if candidate.is_file():
-            return candidate
+    for folder in (path / "segmentation", path):
+        for name in (lightning.PICKLED, lightning.SAFE):
+            if (folder / name).is_file():
+                return folder / name
     return None
 
 

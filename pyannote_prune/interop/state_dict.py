@@ -126,7 +126,8 @@ def build_backbone(config: PrunedWavLMConfig, state: Mapping[str, Tensor], sourc
 
 
 def load_checked(module: torch.nn.Module, state: Mapping[str, Tensor], source: object) -> None:
-    """Load weights, all of them, or raise an `InputError` that names the first key that is wrong."""
+    """Load weights, all of them, or raise an `InputError` that names the first key that is missing, unknown, of another
+    shape, or not made of finite numbers."""
     expected = module.state_dict()
     for key in sorted(expected.keys() - state.keys()):
         raise InputError(f"{source} has no weights for {key}.")
@@ -138,4 +139,6 @@ def load_checked(module: torch.nn.Module, state: Mapping[str, Tensor], source: o
                 f"{source} has weights of shape {tuple(state[key].shape)} for {key}, "
                 f"but its configuration says {tuple(tensor.shape)}."
             )
+        if not torch.isfinite(state[key]).all():
+            raise InputError(f"{source} has weights for {key} that are not finite numbers.")
     module.load_state_dict(state)

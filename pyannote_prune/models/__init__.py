@@ -2,7 +2,7 @@
 
 from pyannote_prune.models.embedding import CAMPPlus
 from pyannote_prune.models.heads import ConformerHead, LSTMHead
-from pyannote_prune.models.loading import load_segmentation
+from pyannote_prune.models.loading import load_model, load_segmentation
 from pyannote_prune.models.segmentation import FbankSegmentation, WavLMSegmentation, save_checkpoint
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "FbankSegmentation",
     "LSTMHead",
     "WavLMSegmentation",
+    "load_model",
     "load_segmentation",
     "save_checkpoint",
 ]

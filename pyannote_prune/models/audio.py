@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import IOBase
@@ -82,13 +84,14 @@ class Audio(UpstreamAudio):
         try:
             with _open(file["audio"]) as reader:
                 channel = self._choose_channel(reader, file.get("channel"))
-                blocks = [
-                    self._mix(block, channel)
-                    for block in reader.blocks(_BLOCK * reader.samplerate, dtype="float32", always_2d=True)
-                ]
+                blocks = []
+                # `reader.blocks` would fill up what is missing of a damaged file with whatever is in memory
+                while len(block := reader.read(_BLOCK * reader.samplerate, dtype="float32", always_2d=True)):
+                    blocks.append(self._mix(block, channel))
                 waveform = torch.cat(blocks, dim=1) if blocks else torch.empty(1, 0)
+                _warn_if_truncated(file, reader, waveform.shape[1])
                 return self.downmix_and_resample(waveform, reader.samplerate)
-        except soundfile.LibsndfileError:
+        except _UnknownFormatError:
             return super().__call__(file)
 
     def crop(self, file: AudioFile, segment: Segment, mode: str = "raise") -> tuple[Tensor, int]:
@@ -134,7 +137,7 @@ class Audio(UpstreamAudio):
                 waveform = F.pad(self._mix(block, channel), (first - start, 0))
                 waveform = F.pad(waveform, (0, wanted - waveform.shape[1]))
                 return self.downmix_and_resample(waveform, rate)
-        except soundfile.LibsndfileError:
+        except _UnknownFormatError:
             return super().crop(file, segment, mode=mode)
 
     def get_duration(self, file: AudioFile) -> float:
@@ -145,7 +148,7 @@ class Audio(UpstreamAudio):
         try:
             with _open(file["audio"]) as reader:
                 return reader.frames / reader.samplerate
-        except soundfile.LibsndfileError:
+        except _UnknownFormatError:
             return super().get_duration(file)
 
     def _choose_channel(self, reader: Any, channel: int | None) -> int | None:
@@ -163,11 +166,38 @@ class Audio(UpstreamAudio):
         return waveform.mean(dim=0, keepdim=True) if self.mono == "downmix" and len(waveform) > 1 else waveform
 
 
+def _warn_if_truncated(file: AudioFile, reader: soundfile.SoundFile, num_samples: int) -> None:
+    """Warn of a file with less in it than its header says."""
+    expected = reader.frames
+    found = re.search(r"^(?:data|SSND) *: (\d+) \(should be (\d+)\)", reader.extra_info, re.MULTILINE)
+    # those that are streamed have no length, or the greatest
+    if found and 0 < int(found[1]) < 0x7FFFFFFF and int(found[2]) > 0:
+        expected = round(num_samples * int(found[1]) / int(found[2]))
+    if expected - num_samples > reader.samplerate / 10:
+        warnings.warn(
+            f"{file.get('uri', file['audio'])} is incomplete: it ends after {num_samples / reader.samplerate:.1f} s of "
+            f"{expected / reader.samplerate:.1f} s.",
+            stacklevel=3,
+        )
+
+
+class _UnknownFormatError(Exception):
+    """Not a file that soundfile could ever read."""
+
+
 @contextmanager
 def _open(audio: Any) -> Iterator[soundfile.SoundFile]:
     try:
-        with soundfile.SoundFile(audio if isinstance(audio, IOBase) else str(audio)) as reader:
-            yield reader
+        try:
+            reader = soundfile.SoundFile(audio if isinstance(audio, IOBase) else str(audio))
+        except soundfile.LibsndfileError as error:
+            raise _UnknownFormatError from error
+        with reader:
+            try:
+                yield reader
+            except soundfile.LibsndfileError as error:
+                name = "it" if isinstance(audio, IOBase) else audio
+                raise InputError(f"{name} is damaged: {error.error_string.rstrip('.')}.") from error
     finally:
         if isinstance(audio, IOBase):
             audio.seek(0)

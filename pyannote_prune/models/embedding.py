@@ -10,13 +10,15 @@ from pyannote.audio.models.embedding.wespeaker import BaseWeSpeakerResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyannote_prune.interop.lightning import VersionedCheckpoint
+
 # rows of one pass when speakers are cut out of chunks: those of similar length go together
 _ROWS = 16
 # frames (of 20 ms) of the segments that channels are re-weighted by
 _SEGMENT = 100
 
 
-class CAMPPlus(BaseWeSpeakerResNet):
+class CAMPPlus(VersionedCheckpoint, BaseWeSpeakerResNet):
     """CAM++ of any shape: 80 mel bands > two-dimensional convolutions > densely connected TDNN > statistics > embedding
 
     Names of parameters are those of 3D-Speaker, whose checkpoints `load_state_dict` takes as they are for the

@@ -1,18 +1,22 @@
-"""Segmentation models from whatever holds one."""
+"""Models from whatever holds one, without running anything in it."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import EntryNotFoundError
 from pyannote.audio import Model
 from pyannote.audio.core.task import Problem, Resolution, Specifications
+from pyannote.audio.utils.hf_hub import download_from_hf_hub
 from torch import Tensor
 
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, describe
 from pyannote_prune.interop import diarizen, lightning, torchaudio
-from pyannote_prune.interop.sources import locate, segmentation_checkpoint
+from pyannote_prune.interop.sources import check_hub_id, locate, segmentation_checkpoint
 from pyannote_prune.interop.state_dict import load_checked
 from pyannote_prune.models.segmentation import FbankSegmentation, WavLMSegmentation
 from pyannote_prune.pruning import Gates, attach_gates, cut
@@ -77,17 +81,111 @@ def load_segmentation(source: str | Path) -> Model | None:
     content = lightning.read_checkpoint(checkpoint)
     if not lightning.is_checkpoint(content):
         return None
+    if _class_name(content, checkpoint) in _OURS:
+        return _build(content, checkpoint)
     specifications = content["pyannote.audio"]["specifications"]
-    name = content["pyannote.audio"]["architecture"]["class"]
-    if name in _OURS:
-        model = _OURS[name](**content["hyper_parameters"])
-        return _complete(model, specifications, content["state_dict"], checkpoint)
     if torchaudio.is_torchaudio(content):
         read = torchaudio.read_segmentation(content, checkpoint)
         return _assemble(read.backbone, read.head, read.head_args, read.head_state, specifications, checkpoint)
     raise InputError(
-        f"{checkpoint} holds a {name}: expected one of {', '.join(_OURS)}, or an SSeRiouSS or SUPlime on WavLM."
+        f"{checkpoint} holds a {_class_name(content, checkpoint)}: expected one of {', '.join(_OURS)}, or an SSeRiouSS "
+        "or SUPlime on WavLM."
     )
+
+
+def load_model(
+    checkpoint: str | Path,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> Model:
+    """Load any model of pyannote.audio or of this package, reading tensors only
+
+    Same as `pyannote.audio.Model.from_pretrained`, which runs whatever code a checkpoint brings. This one reads
+    those of `save_checkpoint` as safetensors, too, and says what is wrong in one sentence.
+
+    Parameters
+    ----------
+    checkpoint : str or Path
+        Checkpoint, directory that holds one, or id of a repository on the hub.
+    subfolder : str, optional
+        Folder of the directory or repository.
+    revision : str, optional
+        Branch, tag or commit of the repository.
+    token : str, optional
+        For private and gated repositories.
+    cache_dir : str or Path, optional
+        Of downloads.
+
+    Returns
+    -------
+    model : Model
+        In training mode, as upstream's.
+
+    Raises
+    ------
+    InputError
+        When the checkpoint is missing, damaged or unsafe to read, or when its model is of a package that is not
+        installed.
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        folder = path / (subfolder or "")
+        path = next(
+            (folder / name for name in (lightning.PICKLED, lightning.SAFE) if (folder / name).is_file()),
+            folder / lightning.PICKLED,
+        )
+    elif not path.exists():
+        check_hub_id(str(checkpoint), "file or directory")
+        where = {"subfolder": subfolder, "revision": revision, "token": token, "cache_dir": cache_dir}
+        try:
+            path = Path(download_from_hf_hub(str(checkpoint), lightning.PICKLED, **where))
+        except EntryNotFoundError:
+            download_from_hf_hub(str(checkpoint), lightning.DESCRIPTION, **where)
+            path = Path(download_from_hf_hub(str(checkpoint), lightning.SAFE, **where))
+    content = lightning.read_checkpoint(path)
+    if not lightning.is_checkpoint(content):
+        raise InputError(f"{path} is not a checkpoint of pyannote.audio.")
+    return _build(content, path).train()
+
+
+def _build(content: Mapping[str, Any], source: object) -> Model:
+    """The model in a checkpoint, made by its class, which is looked up by name."""
+    name = _class_name(content, source)
+    module = str(content["pyannote.audio"]["architecture"].get("module"))
+    try:
+        cls = getattr(import_module(module), name, None)
+    except ImportError as error:
+        raise InputError(f"{source} holds a {name} of {module}, which is not here ({describe(error)}).") from None
+    if not (isinstance(cls, type) and issubclass(cls, Model)):
+        raise InputError(f"{source} holds a {name} of {module}, which is no model of pyannote.audio.")
+    known = inspect.signature(cls).parameters
+    open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values())
+    arguments = content.get("hyper_parameters", {})
+    try:
+        model = cls(**{key: value for key, value in arguments.items() if open_ended or key in known})
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    except Exception as error:  # values that contradict each other can do anything
+        raise InputError(f"{source}: a {name} cannot have its hyper-parameters ({describe(error)}).") from None
+    # pyannote's models keep their loss, if it has weights
+    state = {key: tensor for key, tensor in content["state_dict"].items() if not key.startswith("loss_func.")}
+    return _complete(model, content["pyannote.audio"]["specifications"], state, source)
+
+
+def _class_name(content: Mapping[str, Any], source: object) -> str:
+    """Name of the class of the model in a checkpoint; what cannot be one is refused by an `InputError`."""
+    try:
+        name = content["pyannote.audio"]["architecture"]["class"]
+        specifications = content["pyannote.audio"]["specifications"]
+        complete = isinstance(content["state_dict"], Mapping)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{source} is a checkpoint of pyannote.audio without its {error.args[0]}.") from None
+    kinds = specifications if isinstance(specifications, tuple) else (specifications,)
+    if not (complete and isinstance(name, str) and all(isinstance(kind, Specifications) for kind in kinds)):
+        raise InputError(f"{source} is a checkpoint of pyannote.audio, but neither complete nor of this version.")
+    return name
 
 
 def from_diarizen(repository: diarizen.DiarizenRepository, source: object) -> WavLMSegmentation:

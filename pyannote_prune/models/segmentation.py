@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.interop import load_backbone
+from pyannote_prune.interop.lightning import SAFE, VersionedCheckpoint, write_safe_checkpoint
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.models.heads import ConformerHead, LSTMHead
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
@@ -33,11 +34,17 @@ HEADS: dict[str, type[ConformerHead | LSTMHead]] = {"conformer": ConformerHead, 
 def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
     """Save a model the way Lightning does, such that `pyannote.audio.Model.from_pretrained` loads it
 
+    A `path` named "model.safetensors" gets tensors alone, and a config.json beside them, which
+    [`load_model`][pyannote_prune.models.load_model] and our pipelines load as well.
+
     With `half`, weights are stored in float16, and compressed without loss, which PyTorch reads as any other.
     They are loaded into float32 again.
     """
     if half:
         model = deepcopy(model).half()
+    if path.name == SAFE:
+        write_safe_checkpoint(model, path)
+        return
     # it has much to tell about hardware, none of which matters here
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = log.level
@@ -63,7 +70,7 @@ def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
                 archive.writestr(name, content)
 
 
-class SegmentationModel(Model):
+class SegmentationModel(VersionedCheckpoint, Model):
     """What our segmentation models share: everything but the front-end
 
     A front-end is a stack of convolutions over the waveform (kernel sizes and strides in samples are

@@ -8,8 +8,9 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,17 @@ from pyannote.audio import Model, Pipeline
 
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.interop import diarizen, export_transformers, load_backbone
+from pyannote_prune.interop.lightning import DESCRIPTION, PICKLED, SAFE, tensors_only
 from pyannote_prune.interop.sources import HUB_ID, check_hub_id, locate, refuse_revision
-from pyannote_prune.models import load_segmentation, save_checkpoint
+from pyannote_prune.models import load_model, load_segmentation, save_checkpoint
 from pyannote_prune.models.loading import from_diarizen
 from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING, DEFAULT_PARAMETERS
 
 # DiariZen's settings that pyannote's VBx has as constants
 _VBX_CONSTANTS = {"ahc_criterion": "distance", "lda_dim": 128, "max_iters": 20}
+CONFIG = "config.yaml"
 # files that a pipeline computes with: its README may change
-_COMPUTED_WITH = (".yaml", ".bin", ".ckpt", ".npz", ".safetensors")
+_COMPUTED_WITH = (".yaml", ".bin", ".ckpt", ".npz", ".safetensors", ".json")
 
 
 def write_pipeline(
@@ -41,6 +44,7 @@ def write_pipeline(
     options: dict[str, Any] | None = None,
     parameters: dict[str, Any] | None = None,
     half: bool = False,
+    safe: bool = False,
 ) -> None:
     """Write a pipeline directory
 
@@ -52,7 +56,7 @@ def write_pipeline(
         Saved into `segmentation/`.
     embedding : Model, str or Path, optional
         Saved or copied into `embedding/` if it is a model, a file, or a directory that holds a
-        `pytorch_model.bin`; otherwise a hub id, which the pipeline will download from.
+        `pytorch_model.bin` or `model.safetensors`; otherwise a hub id, which the pipeline will download from.
     plda : Path, optional
         Folder copied into `plda/`.
     options : dict, optional
@@ -61,12 +65,16 @@ def write_pipeline(
         Hyper-parameters. Default to those of the published systems for the clustering in `options`.
     half : bool, optional
         Store weights in float16, half the size. They are loaded into float32 again.
+    safe : bool, optional
+        Store models as safetensors and JSON, of which nothing can be run. Our pipelines load them; pyannote's
+        `Model.from_pretrained` does not.
 
     Raises
     ------
     InputError
         When `embedding` or `plda` is not there.
     """
+    name = SAFE if safe else PICKLED
     options = {"clustering": "AgglomerativeClustering", **(options or {})}
     if parameters is None:
         parameters = {
@@ -74,19 +82,21 @@ def write_pipeline(
             "clustering": DEFAULT_PARAMETERS[options["clustering"]],
         }
     (directory / "segmentation").mkdir(parents=True)
-    save_checkpoint(segmentation, directory / "segmentation" / "pytorch_model.bin", half)
+    save_checkpoint(segmentation, directory / "segmentation" / name, half)
     options["segmentation"] = "$model/segmentation"
 
     options["embedding"] = "$model/embedding"
     weights = None if isinstance(embedding, Model) else _local_embedding(embedding)
-    if weights is not None and half:
-        embedding = Model.from_pretrained(weights)
+    if weights is not None and (half or (weights.suffix == ".safetensors") != safe):
+        embedding = load_model(weights)
     if isinstance(embedding, Model):
         (directory / "embedding").mkdir()
-        save_checkpoint(embedding, directory / "embedding" / "pytorch_model.bin", half)
+        save_checkpoint(embedding, directory / "embedding" / name, half)
     elif weights is not None:
         (directory / "embedding").mkdir()
-        shutil.copyfile(weights, directory / "embedding" / "pytorch_model.bin")
+        shutil.copyfile(weights, directory / "embedding" / name)
+        if safe:
+            shutil.copyfile(weights.with_name(DESCRIPTION), directory / "embedding" / DESCRIPTION)
     else:
         options["embedding"] = str(embedding)
 
@@ -103,7 +113,7 @@ def write_pipeline(
         "pipeline": {"name": "pyannote_prune.pipelines.SpeakerDiarization", "params": options},
         "params": parameters,
     }
-    (directory / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (directory / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 def load_pipeline(
@@ -137,7 +147,11 @@ def load_pipeline(
         refuse_revision(Path(pipeline), revision)
     try:
         # upstream prints advice when a download fails: standard output is for results
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()), tensors_only():
+            path = Path(pipeline)
+            if not path.exists():
+                path = Path(hf_hub_download(pipeline, CONFIG, revision=revision, token=token))
+            _check_classes(path / CONFIG if path.is_dir() else path)
             loaded = Pipeline.from_pretrained(pipeline, revision=revision, token=token)
     except InputError:
         raise
@@ -156,10 +170,33 @@ def load_pipeline(
 def check_pipeline(pipeline: str) -> None:
     """Refuse what can be neither a pipeline directory nor a hub id, by an `InputError`."""
     path = Path(pipeline)
-    if path.is_dir() and not (path / "config.yaml").is_file():
+    if path.is_dir() and not (path / CONFIG).is_file():
         raise InputError(f"{path} is not a pipeline directory: it has no config.yaml. `convert` makes one.")
     if not path.exists():
         check_hub_id(pipeline, "pipeline directory")
+
+
+def _check_classes(path: Path) -> None:
+    """Refuse a config.yaml that asks for other classes than pipelines, and preprocessors of pyannote's."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        pipeline = str(config["pipeline"]["name"])
+        preprocessors = [
+            str(value["name"]) for value in (config.get("preprocessors") or {}).values() if isinstance(value, Mapping)
+        ]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} does not describe a pipeline ({describe(error)}).") from None
+    for name in (pipeline, *preprocessors):
+        module, _, attribute = name.rpartition(".")
+        try:
+            cls = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise InputError(f"{path} asks for {name}, which is not here ({describe(error)}).") from None
+        is_pipeline = isinstance(cls, type) and issubclass(cls, Pipeline)
+        is_preprocessor = isinstance(cls, type) and cls.__module__.startswith("pyannote")
+        if not (is_pipeline if name == pipeline else is_preprocessor):
+            kind = "pipeline" if name == pipeline else "preprocessor of pyannote's"
+            raise InputError(f"{path} asks for {name}, which is no {kind}: nothing was loaded.")
 
 
 def fingerprint(source: str) -> str:
@@ -186,7 +223,7 @@ def fingerprint(source: str) -> str:
         raise InputError(f"{source} is a file: give the pipeline directory that it is in.")
     if not directory.exists():
         try:
-            config = hf_hub_download(source, "config.yaml")
+            config = hf_hub_download(source, CONFIG)
         except Exception as error:  # the hub's client raises errors of several libraries
             raise InputError(
                 f"{source} is neither a pipeline directory nor a pipeline that could be downloaded from the hub "
@@ -225,7 +262,7 @@ def _local_embedding(embedding: str | Path) -> Path | None:
     """File of an embedding, None when it is on the hub."""
     path = Path(embedding)
     if path.is_dir():
-        path = path / "pytorch_model.bin"
+        path = path / (SAFE if (path / SAFE).is_file() else PICKLED)
     if path.is_file():
         return path
     if isinstance(embedding, Path) or not HUB_ID.fullmatch(embedding):
@@ -239,6 +276,7 @@ def convert(
     embedding: str | Path = DEFAULT_EMBEDDING,
     to_transformers: bool = False,
     half: bool = False,
+    safe: bool = False,
     revision: str | None = None,
     token: str | None = None,
 ) -> Path:
@@ -257,6 +295,8 @@ def convert(
         Export the backbone, which must be unpruned, to a directory that `transformers` loads.
     half : bool, optional
         Store the weights of a pipeline in float16.
+    safe : bool, optional
+        Store them as safetensors and JSON, which cannot run code when read.
     revision : str, optional
         Branch, tag or commit of a source on the hub. Defaults to its main branch.
     token : str, optional
@@ -273,7 +313,7 @@ def convert(
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise InputError(f"{destination} exists already: remove it, or name another destination.")
-    write_whole(destination, _reader(locate(source, revision, token), embedding, to_transformers, half))
+    write_whole(destination, _reader(locate(source, revision, token), embedding, to_transformers, half, safe))
     return destination
 
 
@@ -286,7 +326,7 @@ def write_whole(destination: Path, write: Callable[[Path], None]) -> None:
         os.replace(result, destination)
 
 
-def _reader(path: Path, embedding: str | Path, to_transformers: bool, half: bool) -> Callable[[Path], None]:
+def _reader(path: Path, embedding: str | Path, to_transformers: bool, half: bool, safe: bool) -> Callable[[Path], None]:
     """Read a source; what is returned writes its conversion."""
     if to_transformers:
         backbone = load_backbone(path)
@@ -297,11 +337,13 @@ def _reader(path: Path, embedding: str | Path, to_transformers: bool, half: bool
         repository = diarizen.read_repository(source)
         diarizen_model = from_diarizen(repository, source)
         options, parameters, plda = _pipeline_settings(repository, source)
-        return lambda directory: write_pipeline(directory, diarizen_model, embedding, plda, options, parameters, half)
+        return lambda directory: write_pipeline(
+            directory, diarizen_model, embedding, plda, options, parameters, half, safe
+        )
 
     model = load_segmentation(path)
     if model is not None:
-        return lambda directory: write_pipeline(directory, model, embedding, half=half)
+        return lambda directory: write_pipeline(directory, model, embedding, half=half, safe=safe)
     return load_backbone(path).save_pretrained
 
 

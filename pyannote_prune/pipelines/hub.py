@@ -16,14 +16,12 @@ from huggingface_hub.utils import validate_repo_id
 from pyannote.audio import Model
 
 from pyannote_prune.errors import InputError, describe
-from pyannote_prune.interop.lightning import is_checkpoint, read_checkpoint
+from pyannote_prune.interop.lightning import PICKLED, SAFE, is_checkpoint, read_checkpoint
 from pyannote_prune.interop.sources import HUB_ID
 from pyannote_prune.models import load_segmentation
-from pyannote_prune.pipelines.directory import check_pipeline
+from pyannote_prune.pipelines.directory import CONFIG, check_pipeline
 
 README = "README.md"
-CONFIG = "config.yaml"
-CHECKPOINT = "pytorch_model.bin"
 # how `Pipeline.from_pretrained` is told that a model is in a folder beside the config.yaml
 _MODEL = "$model/"
 
@@ -92,7 +90,7 @@ def read_directory(directory: Path) -> Contents:
                 f"{path} names {model} as {key}, which is not in {directory}: put it into {directory / key}, and "
                 f"{key}: {_MODEL}{key} into {CONFIG}."
             )
-    segmentation = load_segmentation(directory / models["segmentation"].removeprefix(_MODEL) / CHECKPOINT)
+    segmentation = load_segmentation(_checkpoint(directory / models["segmentation"].removeprefix(_MODEL)))
 
     files = [file.relative_to(directory) for file in sorted(directory.rglob("*")) if file.is_file()]
     visible = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
@@ -163,10 +161,15 @@ def _reference(model: str | Mapping[str, Any]) -> str:
     return str(model["checkpoint"] if isinstance(model, Mapping) else model)
 
 
+def _checkpoint(folder: Path) -> Path:
+    """File of a model in its folder."""
+    return folder / (SAFE if (folder / SAFE).is_file() else PICKLED)
+
+
 def _check_model(folder: Path, kind: str) -> None:
     """Refuse, by an `InputError`, a model that is not there, or that is more than tensors."""
     if kind != "plda":
-        checkpoint = folder / CHECKPOINT
+        checkpoint = _checkpoint(folder)
         if not is_checkpoint(read_checkpoint(checkpoint)):
             raise InputError(f"{checkpoint} is not a checkpoint of pyannote.audio.")
         return

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pyannote.audio import Inference
+from pyannote.audio import Inference as UpstreamInference
 from pyannote.core import SlidingWindow, SlidingWindowFeature
 from torch import Tensor
 from torch.nn.utils import parametrize
@@ -17,12 +17,13 @@ from torch.nn.utils import parametrize
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import WavLMSegmentation
 from pyannote_prune.models.segmentation import SegmentationModel
+from pyannote_prune.pipelines.memory import within_memory
 from pyannote_prune.pruning import pad_feed_forward
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-class SegmentationInference(Inference):
+class SegmentationInference(UpstreamInference):
     """pyannote's `Inference` of a segmentation model, faster
 
     Where each frame of the convolutional features depends on nothing but the samples below it (all
@@ -56,6 +57,8 @@ class SegmentationInference(Inference):
         if device.type == "cuda" and isinstance(model, WavLMSegmentation):
             padded = pad_feed_forward(model.wavlm, multiple_of=8)
             self.model: Any = model.with_backbone(padded).to(device).eval()
+            # derived once, rather than for each batch
+            parametrize.remove_parametrizations(self.model.wavlm.encoder.pos_conv_embed.conv, "weight")
         return self
 
     @contextmanager
@@ -63,8 +66,7 @@ class SegmentationInference(Inference):
         precision = self.precision
         if precision == "auto":
             precision = "float16" if self.device.type == "cuda" else "float32"
-        # parametrised weights (weight norm) are derived once, rather than for each batch
-        with torch.autocast(self.device.type, PRECISIONS[precision], precision != "float32"), parametrize.cached():
+        with torch.autocast(self.device.type, PRECISIONS[precision], precision != "float32"):
             yield
 
     def slide(self, waveform: Tensor, sample_rate: int, hook: Callable | None = None) -> SlidingWindowFeature:
@@ -82,10 +84,16 @@ class SegmentationInference(Inference):
         output : SlidingWindowFeature
             As upstream.
         """
-        if not isinstance(self.model, SegmentationModel) or not self.skip_aggregation or len(waveform) != 1:
-            return super().slide(waveform, sample_rate, hook)
-        with self._autocast(), torch.inference_mode():
-            return self._slide(waveform[0], sample_rate, hook)
+        ours = isinstance(self.model, SegmentationModel) and self.skip_aggregation and len(waveform) == 1
+
+        def slide(batch_size: int) -> SlidingWindowFeature:
+            self.batch_size = batch_size
+            if not ours:
+                return UpstreamInference.slide(self, waveform, sample_rate, hook)
+            with self._autocast(), torch.inference_mode():
+                return self._slide(waveform[0], sample_rate, hook)
+
+        return within_memory(slide, self.batch_size, "segmentation")
 
     def _slide(self, waveform: Tensor, sample_rate: int, hook: Callable | None) -> SlidingWindowFeature:
         window, step = self.model.audio.get_num_samples(self.duration), round(self.step * sample_rate)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from pyannote.audio import Model
 from pyannote.audio.core.io import AudioFile
 from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiarization
@@ -18,9 +19,11 @@ from scipy.ndimage import correlate1d, median_filter
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.pipelines.audio import decode
+from pyannote_prune.models import load_model
+from pyannote_prune.pipelines.audio import check_file, decode
 from pyannote_prune.pipelines.clustering import ClusteredSegmentations, save_memory
 from pyannote_prune.pipelines.embeddings import embed_chunks, embedding_masks, fold_batch_norms, pools_by_speaker
+from pyannote_prune.pipelines.memory import within_memory
 from pyannote_prune.pipelines.segmentation import SegmentationInference
 
 _EMBEDDING_CACHE = "training_cache/embeddings"
@@ -80,6 +83,9 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         Bounds on the number of speakers, for recordings that are given without.
     precision : {"auto", "float32", "float16", "bfloat16"}, optional
         Of the segmentation model. "auto" (default) is float16 on CUDA devices, float32 on others.
+    normalize : bool, optional
+        Take out a constant offset, and bring each recording to one level, for models that are sensitive to them.
+        Defaults to False.
 
     Raises
     ------
@@ -112,6 +118,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         min_speakers: int | None = None,
         max_speakers: int | None = None,
         precision: str = "auto",
+        normalize: bool = False,
     ) -> None:
         if segmentation is None:
             raise InputError("A segmentation model is needed: a checkpoint, a hub id, or a model.")
@@ -119,12 +126,15 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             raise InputError("VBxClustering needs a plda: a directory, a hub id, or a PLDA.")
         if median_filter is not None and (median_filter < 1 or median_filter % 2 == 0):
             raise InputError(f"median_filter must be an odd number of frames, got {median_filter}.")
+        models = {}
         try:
+            models["segmentation"] = _load(segmentation, token, cache_dir)
+            models["embedding"] = embedding if _is_foreign(embedding) else _load(embedding, token, cache_dir)
             super().__init__(
                 legacy=legacy,
-                segmentation=segmentation,
+                segmentation=models["segmentation"],
                 segmentation_step=segmentation_step,
-                embedding=embedding,
+                embedding=models["embedding"],
                 embedding_exclude_overlap=embedding_exclude_overlap,
                 plda=plda if clustering == "VBxClustering" else _NoPLDA(),
                 clustering=clustering,
@@ -140,6 +150,11 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
                 f"{_name(segmentation)}, embedding: {_name(embedding)}). Without network, use local ones: "
                 "`convert --embedding FILE` puts an embedding into the pipeline directory."
             ) from error
+        # as upstream has them: what was asked for, rather than a second reference to each model
+        for name, model in {"segmentation_model": segmentation, "embedding": embedding}.items():
+            if not isinstance(model, Model):
+                self._models.pop(name, None)
+                setattr(self, name, model)
         upstream: Any = self._segmentation
         self._segmentation: Any = SegmentationInference(
             upstream.model,
@@ -154,6 +169,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             self._embedding.model_ = fold_batch_norms(self._embedding.model_)
         self.median_filter = median_filter
         self.channel = channel
+        self.normalize = normalize
         self.min_speakers = min_speakers
         self.max_speakers = max_speakers
 
@@ -167,10 +183,42 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             parameters["clustering"] = DEFAULT_PARAMETERS[self.klustering]
         return parameters
 
+    def __call__(
+        self, file: AudioFile | list[AudioFile], preload: bool = False, **kwargs: Any
+    ) -> DiarizeOutput | Annotation | Iterator[tuple[Mapping[str, Any], DiarizeOutput | Annotation]]:
+        """Apply the pipeline to a file, or, one by one as results are asked for, to those of a list
+
+        Parameters
+        ----------
+        file : AudioFile or list of AudioFile
+            Those of a list must have names (`uri`) of their own.
+        preload : bool, optional
+            Of no effect: audio is always decoded once, into memory.
+        **kwargs
+            See [`apply`][pyannote_prune.pipelines.SpeakerDiarization.apply].
+
+        Returns
+        -------
+        output : DiarizeOutput (or Annotation if `legacy`), or iterator of (file, output) pairs
+
+        Raises
+        ------
+        InputError
+            When a file is missing, broken or empty, or when two of a list have one name.
+        """
+        if not isinstance(file, list):
+            return super().__call__(file, **kwargs)
+        files = [check_file(one) for one in file]
+        uris = [one["uri"] for one in files]
+        for uri in uris:
+            if uris.count(uri) > 1:
+                raise InputError(f"Several files are named {uri!r}: give each a `uri` of its own.")
+        return ((one, self(one, **kwargs)) for one in files)
+
     def prepare_one(self, file: AudioFile, preload: bool = False) -> Mapping[str, Any]:
         """Validate a file and decode its audio into memory, whatever `preload` says"""
         model = self._segmentation.model
-        return decode(super().prepare_one(file), model.hparams.sample_rate, self.channel)
+        return decode(super().prepare_one(check_file(file)), model.hparams.sample_rate, self.channel, self.normalize)
 
     def get_segmentations(self, file: Mapping[str, Any], hook: Callable | None = None) -> SlidingWindowFeature:
         """Apply the segmentation model, then the median filter if there is one
@@ -232,8 +280,23 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         -------
         embeddings : (num_chunks, num_speakers, dimension) array
         """
-        if not pools_by_speaker(self._embedding):
-            return super().get_embeddings(file, binary_segmentations, exclude_overlap=exclude_overlap, hook=hook)
+
+        def embed(batch_size: int) -> np.ndarray:
+            self.embedding_batch_size = batch_size
+            if pools_by_speaker(self._embedding):
+                return self._embed(file, binary_segmentations, exclude_overlap, hook)
+            return UpstreamSpeakerDiarization.get_embeddings(self, file, binary_segmentations, exclude_overlap, hook)
+
+        return within_memory(embed, self.embedding_batch_size, "embedding")
+
+    def _embed(
+        self,
+        file: MutableMapping[str, Any],
+        binary_segmentations: SlidingWindowFeature,
+        exclude_overlap: bool,
+        hook: Callable | None,
+    ) -> np.ndarray:
+        """Same as `get_embeddings`, with a model that takes all speakers of a chunk at once."""
         # when hyper-parameters are optimised: as upstream, for as long as segmentations stay the same
         powerset = self._segmentation.model.specifications.powerset
         threshold = None if powerset else self.segmentation.threshold
@@ -300,6 +363,24 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         )
         # `pyannote-audio optimize` scores what is returned, which must be an annotation
         return output.speaker_diarization if self.training and isinstance(output, DiarizeOutput) else output
+
+
+def _load(model: PipelineModel, token: str | None, cache_dir: Path | str | None) -> Model:
+    """A model, read without running anything in its checkpoint."""
+    if isinstance(model, Model):
+        return model
+    arguments = dict(model) if isinstance(model, Mapping) else {"checkpoint": model}
+    return load_model(**{"token": token, "cache_dir": cache_dir, **arguments}).eval()
+
+
+def _is_foreign(embedding: PipelineModel) -> bool:
+    """Whether upstream takes an embedding from another library, as it tells by its name."""
+    return (
+        isinstance(embedding, str)
+        and not Path(embedding).exists()
+        and "pyannote" not in embedding
+        and any(name in embedding for name in ("speechbrain", "nvidia", "wespeaker"))
+    )
 
 
 def _name(model: PipelineModel) -> str:

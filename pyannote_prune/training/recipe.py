@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from pyannote.audio import Model
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.models import WavLMSegmentation, save_checkpoint
+from pyannote_prune.models import load_model, save_checkpoint
 from pyannote_prune.pipelines.directory import write_pipeline, write_whole
 from pyannote_prune.pruning import cut
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
@@ -55,13 +55,13 @@ def compress(config: DictConfig) -> None:
         def run(folder: Path) -> Model:
             task = SpeakerDiarization(protocol, augmentation=load_augmentation(config), **_task(config, section))
             checkpoint = fit(start(), task, _settings(config, section), folder)
-            return Model.from_pretrained(checkpoint.best_model_path)
+            return load_model(checkpoint.best_model_path)
 
         return run
 
     def distil(start: Path, section: DictConfig) -> Callable[[Path], Model]:
         def run(folder: Path) -> Model:
-            student = _load(start)
+            student = load_model(start)
             task = StructuredPruning(protocol, dense, target=None, **_task(config, section))
             fit(student, task, _settings(config, section), folder, keep=config.average)
             # EarlyStopping may have gone past the best epochs
@@ -73,7 +73,7 @@ def compress(config: DictConfig) -> None:
 
     def prune(start: Path, phase: DictConfig) -> Callable[[Path], Model]:
         def run(folder: Path) -> Model:
-            student = _load(start)
+            student = load_model(start)
             task = StructuredPruning(protocol, dense, **_task(config, phase))
             fit(student, task, _settings(config, phase), folder, keep=-1, score=_DISTILLATION)
             epochs = _scores(folder)
@@ -97,11 +97,11 @@ def compress(config: DictConfig) -> None:
         distilled = _stage(directory / "3-distil", distil(pruned, config.distil))
         final = distilled
         if config.get("finetune_pruned"):
-            final = _stage(directory / "4-finetune", finetune(lambda: _load(distilled), config.finetune_pruned))
+            final = _stage(directory / "4-finetune", finetune(lambda: load_model(distilled), config.finetune_pruned))
 
         pipeline = directory / "pipeline"
         if rank_zero_only.rank == 0 and not pipeline.exists():
-            write_whole(pipeline, lambda target: write_pipeline(target, _load(final), config.embedding))
+            write_whole(pipeline, lambda target: write_pipeline(target, load_model(final), config.embedding))
 
 
 def _stage(folder: Path, run: Callable[[Path], Model]) -> Path:
@@ -117,10 +117,6 @@ def _stage(folder: Path, run: Callable[[Path], Model]) -> Path:
         if torch.distributed.is_initialized():  # others go on once it is there
             torch.distributed.barrier()
     return result
-
-
-def _load(path: Path) -> WavLMSegmentation:
-    return Model.from_pretrained(path)
 
 
 def _task(config: DictConfig, section: DictConfig) -> dict[str, Any]:

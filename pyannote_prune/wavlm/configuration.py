@@ -15,6 +15,17 @@ from pyannote_prune.errors import InputError
 
 _PRESETS = files(__package__) / "presets"
 _DENSE_PRESETS = ("wavlm-base-plus", "wavlm-large")
+# of what we write: what cannot be read by older versions of this package gets a greater number
+FORMAT_VERSION = 1
+
+
+def check_format(version: object, source: object) -> None:
+    """Refuse, by an `InputError`, a format that is newer than this package."""
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise InputError(
+            f"{source} is of format version {version!r}, this version of pyannote-prune reads up to {FORMAT_VERSION}: "
+            "upgrade it."
+        )
 
 
 def preset_names() -> list[str]:
@@ -134,6 +145,8 @@ class PrunedWavLMConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.dense_sizes = dense_sizes and {name: list(sizes) for name, sizes in dense_sizes.items()}
         self._check_shape()
+        check_format(kwargs.pop("format_version", FORMAT_VERSION), "The configuration of the WavLM")
+        self.format_version = FORMAT_VERSION
         # a sub-layer that is gone has no units: one spelling per shape
         self.remaining_heads = [h if has else [] for h, has in zip(self.remaining_heads, self.has_attention)]
         self.intermediate_sizes = [n if has else 0 for n, has in zip(self.intermediate_sizes, self.has_feed_forward)]

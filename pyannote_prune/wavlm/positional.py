@@ -38,7 +38,7 @@ class PositionalConvEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, hidden_size) -> (batch, frames, hidden_size)"""
-        dtype = self.conv.weight.dtype
+        dtype = next(self.conv.parameters()).dtype
         if x.device.type == "cpu" and dtype in (torch.float32, torch.float64):  # those that have a Fourier transform
             spectrum = self._known_spectrum() if is_plain_inference(x) else None
             with torch.autocast("cpu", enabled=False):
