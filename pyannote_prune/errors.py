@@ -1,4 +1,11 @@
-"""The one exception that stands for "your input is wrong", as opposed to a bug of ours."""
+"""Exceptions that are told in one line, as opposed to bugs of ours."""
+
+from __future__ import annotations
+
+import errno
+
+# what the system says of a disk that takes no more
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(ValueError):
@@ -8,7 +15,14 @@ class InputError(ValueError):
     """
 
 
+class InterruptionError(RuntimeError):
+    """What ended a run that the same command goes on with: a full disk, a killed process, numbers that are none.
+
+    The command line prints it and exits with code 1.
+    """
+
+
 def describe(error: Exception) -> str:
     """An error on one line, to be part of one of ours: if it is not ours already, its kind and its first words."""
     words = " ".join(str(error).split())
-    return words if isinstance(error, InputError) else f"{type(error).__name__}: {words[:200]}"
+    return words if isinstance(error, (InputError, InterruptionError)) else f"{type(error).__name__}: {words[:200]}"

@@ -20,7 +20,7 @@ from pyannote_prune.cli.info import info
 from pyannote_prune.cli.publish import publish
 from pyannote_prune.cli.simulate import simulate
 from pyannote_prune.cli.train import train
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import FULL, InputError, InterruptionError, describe
 
 app = typer.Typer(
     name="pyannote-prune",
@@ -59,3 +59,11 @@ def main() -> None:
     except InputError as error:
         _tell(f"Error: {error}")
         sys.exit(2)
+    except InterruptionError as error:
+        _tell(f"Error: {error}")
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _tell(f"Error: the disk is full ({describe(error)}).")
+        sys.exit(1)

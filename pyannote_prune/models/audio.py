@@ -187,6 +187,8 @@ class _UnknownFormatError(Exception):
 
 @contextmanager
 def _open(audio: Any) -> Iterator[soundfile.SoundFile]:
+    if isinstance(audio, (str, Path)) and not Path(audio).is_file():
+        raise InputError(f"No such recording: {audio}.")
     try:
         try:
             reader = soundfile.SoundFile(audio if isinstance(audio, IOBase) else str(audio))

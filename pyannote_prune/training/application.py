@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from pyannote.audio.pipelines.utils import get_augmentation
 from pyannote.database import FileFinder
 
 import pyannote_prune
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import FULL, InputError, InterruptionError, describe
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.protocols import find_protocol, load_registry
 from pyannote_prune.training.callbacks import PercentileGradientClipping, ProgressBar
@@ -76,10 +78,10 @@ def run(application: Callable[[DictConfig], Any], config_name: str, overrides: S
         raise _input_error(error) or error from None
 
 
-def _input_error(error: BaseException | None) -> InputError | None:
+def _input_error(error: BaseException | None) -> InputError | InterruptionError | None:
     """The error of ours that Hydra may have wrapped."""
     while error is not None:
-        if isinstance(error, InputError):
+        if isinstance(error, (InputError, InterruptionError)):
             return error
         error = error.__cause__ or error.__context__
     return None
@@ -175,15 +177,59 @@ def fit(
         default_root_dir=directory,
         _convert_="all",
     )
-    trainer.fit(model, ckpt_path=latest_checkpoint(directory), weights_only=False)
+    with _interruptions(directory):
+        trainer.fit(model, ckpt_path=latest_checkpoint(directory), weights_only=False)
     return checkpoint
 
 
+@contextmanager
+def _interruptions(directory: Path) -> Iterator[None]:
+    """Tell, in one sentence each, what else can end a training than its end."""
+    again = "Nothing that was finished is lost: the same command goes on."
+    try:
+        yield
+    except InputError as error:
+        # a process that loads data sends its traceback along
+        sentence = str(error).strip().splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: ")
+        raise InputError(sentence) from error
+    except FloatingPointError as error:
+        raise InterruptionError(f"{error} {again}") from error
+    except FileNotFoundError as error:  # of pyannote.database, on several lines
+        raise InputError(" ".join(str(error).split())) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise InterruptionError(f"{directory} could not be written to: {error.strerror}. {again}") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InterruptionError(
+            f"A process that loads data was killed ({describe(error)}), maybe for want of memory: lower "
+            f"task.num_workers or task.batch_size if so. {again}"
+        ) from error
+
+
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint of an interrupted run, None when there is none."""
-    by_age = sorted(directory.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
-    # a run may be killed while it writes: what it was writing is no complete archive
-    return next((path for path in by_age if zipfile.is_zipfile(path)), None)
+    """The newest complete checkpoint of an interrupted run, None when there is none
+
+    Those that are damaged are passed over, with a warning.
+    """
+    damaged = []
+    for path in sorted(directory.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is None:
+                    break
+        except (zipfile.BadZipFile, OSError):
+            pass
+        damaged.append(path)
+    else:
+        path = None
+    if damaged:
+        names = ", ".join(map(str, damaged))
+        start = f"goes on from {path}" if path is not None else "starts again"
+        warnings.warn(f"Damaged, and passed over: {names}. Training {start}.", stacklevel=2)
+    return path
 
 
 def load_protocol(config: DictConfig) -> Any:

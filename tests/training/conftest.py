@@ -1,5 +1,6 @@
 import shutil
 import sys
+from functools import partial
 
 import pytest
 from pyannote.database.util import load_rttm
@@ -39,10 +40,8 @@ TINY = (
 )
 
 
-@pytest.fixture(scope="session")
-def registry(tmp_path_factory):
-    """A database.yml: the sample conversation, under three names."""
-    directory = tmp_path_factory.mktemp("database")
+def write_database(directory):
+    """Write a database.yml: the sample conversation, under three names."""
     annotation = load_rttm(SAMPLE.with_suffix(".rttm"))["sample"]
     subsets = {"train": ["one", "two"], "development": ["three"]}
     with open(directory / "all.rttm", "w") as rttm, open(directory / "all.uem", "w") as uem:
@@ -57,17 +56,22 @@ def registry(tmp_path_factory):
     return directory / "database.yml"
 
 
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory):
+    return write_database(tmp_path_factory.mktemp("database"))
+
+
+def run_command(monkeypatch, registry, name, *overrides):
+    """Run a command of ours in this process; returns its exit code."""
+    protocol = ("protocol=Tiny.SpeakerDiarization.Conversation", f"registry={registry}")
+    monkeypatch.setattr(sys, "argv", ["pyannote-prune", name, *protocol, *map(str, overrides)])
+    try:
+        main()
+    except SystemExit as exit:
+        return exit.code or 0
+    return 0
+
+
 @pytest.fixture
 def command(monkeypatch, registry):
-    """Run a command of ours in this process; returns its exit code."""
-
-    def command(name, *overrides):
-        protocol = ("protocol=Tiny.SpeakerDiarization.Conversation", f"registry={registry}")
-        monkeypatch.setattr(sys, "argv", ["pyannote-prune", name, *protocol, *map(str, overrides)])
-        try:
-            main()
-        except SystemExit as exit:
-            return exit.code or 0
-        return 0
-
-    return command
+    return partial(run_command, monkeypatch, registry)
