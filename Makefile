@@ -8,7 +8,7 @@ demo: .venv/installed ## diarize the sample conversation that ships in pyannote.
 
 # a process per core, each of one thread
 test: lint ## what continuous integration runs
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report term-missing
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import IOBase
 from pathlib import Path
@@ -65,6 +65,14 @@ class Audio(UpstreamAudio):
     mono : {"random", "downmix"}, optional
         What becomes of several channels: one of them at random, their average, or (default) all of them.
     """
+
+    @staticmethod
+    def validate_file(file: AudioFile) -> Mapping[str, Any]:
+        """Upstream's checks, whose errors are ours"""
+        try:
+            return UpstreamAudio.validate_file(file)
+        except ValueError as error:
+            raise InputError(" ".join(str(error).split())[:200].rstrip(".") + ".") from None
 
     def __call__(self, file: AudioFile) -> tuple[Tensor, int]:
         """Obtain waveform

@@ -192,6 +192,10 @@ def _interruptions(directory: Path) -> Iterator[None]:
         # a process that loads data sends its traceback along
         sentence = str(error).strip().splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: ")
         raise InputError(sentence) from error
+    except SystemExit as error:
+        if error.code:
+            raise
+        raise InterruptionError(f"Stopped by a signal. {again}") from error  # which Lightning would leave with 0
     except FloatingPointError as error:
         raise InterruptionError(f"{error} {again}") from error
     except FileNotFoundError as error:  # of pyannote.database, on several lines
@@ -220,7 +224,7 @@ def latest_checkpoint(directory: Path) -> Path | None:
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is None:
                     break
-        except (zipfile.BadZipFile, OSError):
+        except Exception:  # random bytes make zipfile raise anything
             pass
         damaged.append(path)
     else:
