@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from io import IOBase
 from pathlib import Path
@@ -67,7 +67,7 @@ class Audio(UpstreamAudio):
     """
 
     @staticmethod
-    def validate_file(file: AudioFile) -> Mapping[str, Any]:
+    def validate_file(file: AudioFile) -> MutableMapping[str, Any]:
         """Upstream's checks, whose errors are ours"""
         try:
             return UpstreamAudio.validate_file(file)
