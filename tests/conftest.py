@@ -63,6 +63,16 @@ def expected(checkpoint) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(content[name]) for name in content}
 
 
+class Hostile:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
 def write_untrained_pipeline(directory: Path) -> None:
     """Write a small pipeline with random weights, pruned in every way that a backbone can be."""
     with torch.random.fork_rng():

@@ -12,7 +12,7 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.interop import load_backbone
 from pyannote_prune.models import save_checkpoint
 from pyannote_prune.models.loading import segmentation_specifications
-from tests.conftest import FIXTURES
+from tests.conftest import FIXTURES, Hostile
 
 
 def test_our_own_directories(untrained, segmentation, tmp_path):
@@ -119,14 +119,6 @@ def test_text(tmp_path):
     path.write_text("these are no weights\n")
     with pytest.raises(InputError, match=r"weights\.bin is not a readable checkpoint"):
         load_backbone(path)
-
-
-class Hostile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -18,7 +18,7 @@ from pyannote_prune.models import load_model, load_segmentation, save_checkpoint
 from pyannote_prune.models.loading import segmentation_specifications
 from pyannote_prune.pipelines import convert
 from pyannote_prune.pipelines.directory import load_pipeline
-from tests.conftest import FIXTURES
+from tests.conftest import FIXTURES, Hostile
 
 
 @pytest.fixture
@@ -197,14 +197,6 @@ def test_damaged_safe_checkpoints(safe):
     (safe / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json does not describe the weights beside it"):
         load_model(safe)
-
-
-class Hostile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 @pytest.mark.parametrize("folder", ["segmentation", "embedding"])
