@@ -28,6 +28,12 @@ _STAMP = "pyannote-prune"
 _PLAIN = [Problem, Resolution, Specifications, TorchVersion]
 
 
+def checkpoint_in(folder: Path) -> Path:
+    """File of a model in its folder, which may be missing: pickled if there are both, as upstream has it."""
+    safe = folder / SAFE
+    return safe if safe.is_file() and not (folder / PICKLED).is_file() else folder / PICKLED
+
+
 def read_checkpoint(path: Path) -> Any:
     """Read a file that may be a pyannote checkpoint: tensors, containers and task specifications
 

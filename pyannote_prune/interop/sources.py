@@ -93,11 +93,8 @@ def segmentation_checkpoint(path: Path) -> Path | None:
         return path
     if diarizen.is_diarizen(path) or huggingface.model_type(path) is not None:
         return None
-    for folder in (path / "segmentation", path):
-        for name in (lightning.PICKLED, lightning.SAFE):
-            if (folder / name).is_file():
-                return folder / name
-    return None
+    candidates = (lightning.checkpoint_in(folder) for folder in (path / "segmentation", path))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def load_backbone(source: str | Path, revision: str | None = None, token: str | None = None) -> PrunedWavLMModel:

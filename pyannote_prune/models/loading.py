@@ -131,11 +131,7 @@ def load_model(
     """
     path = Path(checkpoint)
     if path.is_dir():
-        folder = path / (subfolder or "")
-        path = next(
-            (folder / name for name in (lightning.PICKLED, lightning.SAFE) if (folder / name).is_file()),
-            folder / lightning.PICKLED,
-        )
+        path = lightning.checkpoint_in(path / (subfolder or ""))
     elif not path.exists():
         check_hub_id(str(checkpoint), "file or directory")
         where = {"subfolder": subfolder, "revision": revision, "token": token, "cache_dir": cache_dir}

@@ -23,7 +23,7 @@ from pyannote.audio import Model, Pipeline
 
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.interop import diarizen, export_transformers, load_backbone
-from pyannote_prune.interop.lightning import DESCRIPTION, PICKLED, SAFE, tensors_only
+from pyannote_prune.interop.lightning import DESCRIPTION, PICKLED, SAFE, checkpoint_in, tensors_only
 from pyannote_prune.interop.sources import HUB_ID, check_hub_id, locate, refuse_revision
 from pyannote_prune.models import load_model, load_segmentation, save_checkpoint
 from pyannote_prune.models.loading import from_diarizen
@@ -262,7 +262,7 @@ def _local_embedding(embedding: str | Path) -> Path | None:
     """File of an embedding, None when it is on the hub."""
     path = Path(embedding)
     if path.is_dir():
-        path = path / (SAFE if (path / SAFE).is_file() else PICKLED)
+        path = checkpoint_in(path)
     if path.is_file():
         return path
     if isinstance(embedding, Path) or not HUB_ID.fullmatch(embedding):

@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from pyannote.audio import Model
 
 from pyannote_prune.errors import InputError, describe
-from pyannote_prune.interop.lightning import PICKLED, SAFE, is_checkpoint, read_checkpoint
+from pyannote_prune.interop.lightning import checkpoint_in, is_checkpoint, read_checkpoint
 from pyannote_prune.interop.sources import HUB_ID
 from pyannote_prune.models import load_segmentation
 from pyannote_prune.pipelines.directory import CONFIG, check_pipeline
@@ -90,7 +90,7 @@ def read_directory(directory: Path) -> Contents:
                 f"{path} names {model} as {key}, which is not in {directory}: put it into {directory / key}, and "
                 f"{key}: {_MODEL}{key} into {CONFIG}."
             )
-    segmentation = load_segmentation(_checkpoint(directory / models["segmentation"].removeprefix(_MODEL)))
+    segmentation = load_segmentation(checkpoint_in(directory / models["segmentation"].removeprefix(_MODEL)))
 
     files = [file.relative_to(directory) for file in sorted(directory.rglob("*")) if file.is_file()]
     visible = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
@@ -161,15 +161,10 @@ def _reference(model: str | Mapping[str, Any]) -> str:
     return str(model["checkpoint"] if isinstance(model, Mapping) else model)
 
 
-def _checkpoint(folder: Path) -> Path:
-    """File of a model in its folder."""
-    return folder / (SAFE if (folder / SAFE).is_file() else PICKLED)
-
-
 def _check_model(folder: Path, kind: str) -> None:
     """Refuse, by an `InputError`, a model that is not there, or that is more than tensors."""
     if kind != "plda":
-        checkpoint = _checkpoint(folder)
+        checkpoint = checkpoint_in(folder)
         if not is_checkpoint(read_checkpoint(checkpoint)):
             raise InputError(f"{checkpoint} is not a checkpoint of pyannote.audio.")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -209,10 +210,9 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         if not isinstance(file, list):
             return super().__call__(file, **kwargs)
         files = [check_file(one) for one in file]
-        uris = [one["uri"] for one in files]
-        for uri in uris:
-            if uris.count(uri) > 1:
-                raise InputError(f"Several files are named {uri!r}: give each a `uri` of its own.")
+        uri, count = Counter(one["uri"] for one in files).most_common(1)[0] if files else ("", 0)
+        if count > 1:
+            raise InputError(f"Several files are named {uri!r}: give each a `uri` of its own.")
         return ((one, self(one, **kwargs)) for one in files)
 
     def prepare_one(self, file: AudioFile, preload: bool = False) -> Mapping[str, Any]:

@@ -164,11 +164,10 @@ def fit(
         filename="{epoch:04d}" if monitor is None else f"{{epoch:04d}}-{{{monitor}:.6f}}",
         auto_insert_metric_name=False,
     )
-    callbacks: list[Callback] = [checkpoint, ProgressBar(), LearningRateMonitor()]
+    clipping = PercentileGradientClipping(config.get("gradient_percentile"))
+    callbacks: list[Callback] = [checkpoint, ProgressBar(), LearningRateMonitor(), clipping]
     if monitor is not None and config.get("patience") is not None:
         callbacks.append(EarlyStopping(monitor=monitor, mode=direction, patience=config.patience))
-    if config.get("gradient_percentile") is not None:
-        callbacks.append(PercentileGradientClipping(config.gradient_percentile))
 
     trainer = instantiate(
         config.trainer,

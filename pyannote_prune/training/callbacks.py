@@ -42,7 +42,7 @@ class PercentileGradientClipping(Callback):
     Parameters
     ----------
     percentile : float, optional
-        In (0, 100]. Defaults to 90.
+        In (0, 100]. Defaults to 90. None clips nothing.
     history_size : int, optional
         Number of steps that are remembered. Defaults to 1000.
     max_skipped : int, optional
@@ -56,9 +56,9 @@ class PercentileGradientClipping(Callback):
         While training, when more steps in a row than `max_skipped` had to be skipped.
     """
 
-    def __init__(self, percentile: float = 90.0, history_size: int = 1000, max_skipped: int = 20) -> None:
+    def __init__(self, percentile: float | None = 90.0, history_size: int = 1000, max_skipped: int = 20) -> None:
         super().__init__()
-        if not 0 < percentile <= 100:
+        if percentile is not None and not 0 < percentile <= 100:
             raise InputError(f"gradient_percentile must be in (0, 100], got {percentile}.")
         self.percentile = percentile
         self.history: deque[float] = deque(maxlen=history_size)
@@ -77,8 +77,9 @@ class PercentileGradientClipping(Callback):
             return
         self.skipped = 0
         self.history.append(norm.item())
-        limit = float(np.percentile(self.history, self.percentile))
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        if self.percentile is not None:
+            limit = float(np.percentile(self.history, self.percentile))
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         pl_module.log("gradient/norm", norm, on_step=True, on_epoch=False)
 
     def _skip(self, optimizer: torch.optim.Optimizer) -> None:

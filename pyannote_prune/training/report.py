@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import shlex
@@ -34,6 +35,9 @@ from pyannote_prune.pruning import Units, total_cost
 from pyannote_prune.wavlm import PrunedWavLMConfig
 
 _ERROR = "DiarizationErrorRate"
+
+# it tells, of every file, that it has read it to its end
+logging.getLogger("tensorboard").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)

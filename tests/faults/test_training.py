@@ -1,6 +1,5 @@
 """What ends a training before its time, what is lost, and how it goes on."""
 
-import os
 import re
 import resource
 import signal
@@ -48,7 +47,7 @@ def corrupt(path):
     path.write_bytes(content)
 
 
-def test_corrupt_last_checkpoint(command, tmp_path, capsys):  # noqa: F811
+def test_corrupt_last_checkpoint(command, tmp_path):  # noqa: F811
     directory = tmp_path / "run"
     arguments = (*ARGUMENTS, f"hydra.run.dir={directory}")
     assert command("train", *arguments, "trainer.max_epochs=2") == 0
@@ -64,9 +63,11 @@ def test_corrupt_last_checkpoint(command, tmp_path, capsys):  # noqa: F811
         assert latest_checkpoint(directory) is None
 
 
-def test_numbers_that_are_none(command, tmp_path, capsys, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("percentile", ["90", "null"])
+def test_numbers_that_are_none(percentile, command, tmp_path, capsys, monkeypatch):  # noqa: F811
     directory = tmp_path / "run"
-    arguments = (*ARGUMENTS, f"hydra.run.dir={directory}", "trainer.limit_train_batches=24")
+    options = ("trainer.limit_train_batches=24", f"gradient_percentile={percentile}")
+    arguments = (*ARGUMENTS, f"hydra.run.dir={directory}", *options)
     loss = "pyannote.audio.tasks.segmentation.speaker_diarization.nll_loss"
     with monkeypatch.context() as patch:
         patch.setattr(loss, lambda prediction, *_, **__: prediction.sum() * torch.nan)
@@ -148,13 +149,14 @@ def test_killed_worker(program):
     arguments, directory = program
     process = start([*arguments, *SLOW, "task.num_workers=1"], directory)
     finished = checkpoints_of(directory)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    for child in children:
-        os.kill(int(child), signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    while process.poll() is None:  # there are none between epochs
+        subprocess.run(["pkill", "-KILL", "-P", str(process.pid)])
+        time.sleep(0.1)
+    _, err = process.communicate()
     assert process.returncode == 1
     error = err.strip().splitlines()[-1]
     assert error.startswith("Error: A process that loads data was killed"), err
+    assert finished
     for path, date in finished.items():
         assert path.stat().st_mtime_ns == date
 

@@ -124,6 +124,9 @@ def test_gradients_are_clipped_at_a_percentile(monkeypatch):
     again = PercentileGradientClipping(50, history_size=3)
     again.load_state_dict(callback.state_dict())
     assert list(again.history) == list(callback.history)
+    module.weight.grad = torch.full((1, 4), 4.5)
+    PercentileGradientClipping(None, history_size=3).on_before_optimizer_step(None, module, None)
+    assert module.weight.grad.norm().item() == 9.0
     with pytest.raises(InputError, match=r"\(0, 100\], got 0"):
         PercentileGradientClipping(0)
 
