@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.models.audio import Audio
@@ -132,6 +131,9 @@ def decode(
     waveform = waveform.float()
     if normalize:
         waveform = waveform - waveform.mean()
-        levels = F.avg_pool1d(waveform.square(), max(1, sample_rate // 50), ceil_mode=True).sqrt()
-        waveform = waveform * min(_LEVEL / max(levels.quantile(0.95).item(), 1e-9), _GREATEST_GAIN)
+        # without copies from here on: hours of samples are gigabytes
+        size = min(max(1, sample_rate // 50), waveform.shape[1])
+        frames = waveform[0, : waveform.shape[1] // size * size].view(-1, size)
+        levels = torch.linalg.vector_norm(frames, dim=1) / size**0.5
+        waveform *= min(_LEVEL / max(levels.quantile(0.95).item(), 1e-9), _GREATEST_GAIN)
     return Recording({"waveform": waveform, "sample_rate": sample_rate, "channel": None}, file)

@@ -244,14 +244,16 @@ class PrunedWavLMModel(PreTrainedModel):
         self.encoder = Encoder(config)
         self.post_init()
 
+    def _initialize_weights(self, module: nn.Module, *_: bool) -> None:
+        # of models that are not its own, transformers passes over modules without parameters of their own
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # same distributions as transformers.WavLMModel
         super()._init_weights(module)
         if isinstance(module, PositionalConvEmbedding):
-            conv = module.conv
-            init.normal_(conv.weight, std=2 * math.sqrt(1 / (conv.kernel_size[0] * conv.in_channels)))
-            init.zeros_(conv.bias)
+            init.zeros_(module.conv.bias)
         elif isinstance(module, FeatureProjection):
             bound = math.sqrt(1 / module.projection.in_features)
             init.uniform_(module.projection.weight, a=-bound, b=bound)
@@ -260,6 +262,9 @@ class PrunedWavLMModel(PreTrainedModel):
             init.ones_(module.channel_scale)
         elif isinstance(module, ConvLayer):
             init.kaiming_normal_(module.conv.weight)
+            if module.conv.bias is not None:
+                bound = math.sqrt(1 / module.conv.weight[0].numel())
+                init.uniform_(module.conv.bias, a=-bound, b=bound)
         elif isinstance(module, Attention) and module.heads:
             init.ones_(module.gru_rel_pos_const)
             # not saved, hence to be made again after loading
