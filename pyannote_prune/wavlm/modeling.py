@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.wavlm.configuration import PrunedWavLMConfig
-from pyannote_prune.wavlm.feature_extractor import ConvLayer, FeatureExtractor
+from pyannote_prune.wavlm.feature_extractor import FeatureExtractor
 from pyannote_prune.wavlm.kernels import Linear, TrainableAttention, attend, is_plain_inference
 from pyannote_prune.wavlm.positional import PositionalConvEmbedding
 
@@ -244,27 +244,14 @@ class PrunedWavLMModel(PreTrainedModel):
         self.encoder = Encoder(config)
         self.post_init()
 
-    def _initialize_weights(self, module: nn.Module, *_: bool) -> None:
-        # of models that are not its own, transformers passes over modules without parameters of their own
-        super()._initialize_weights(module)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # same distributions as transformers.WavLMModel
+        # convolutions and linear layers are drawn by transformers' default, of standard deviation 0.02. Its WavLM draws
+        # larger ones for the feature extractor; but where a norm follows, scale only decides how fast weights turn, and
+        # small ones needed half as many steps from scratch
         super()._init_weights(module)
-        if isinstance(module, PositionalConvEmbedding):
-            init.zeros_(module.conv.bias)
-        elif isinstance(module, FeatureProjection):
-            bound = math.sqrt(1 / module.projection.in_features)
-            init.uniform_(module.projection.weight, a=-bound, b=bound)
-            init.uniform_(module.projection.bias, a=-bound, b=bound)
-        elif isinstance(module, FeatureExtractor):
+        if isinstance(module, FeatureExtractor):
             init.ones_(module.channel_scale)
-        elif isinstance(module, ConvLayer):
-            init.kaiming_normal_(module.conv.weight)
-            if module.conv.bias is not None:
-                bound = math.sqrt(1 / module.conv.weight[0].numel())
-                init.uniform_(module.conv.bias, a=-bound, b=bound)
         elif isinstance(module, Attention) and module.heads:
             init.ones_(module.gru_rel_pos_const)
             # not saved, hence to be made again after loading

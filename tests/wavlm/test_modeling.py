@@ -35,22 +35,18 @@ def dense_twin(stable: bool) -> WavLMModel:
     return model
 
 
-@pytest.mark.parametrize("stable", [False, True])
-def test_initial_weights_are_distributed_as_those_of_transformers(stable):
-    settings = {
-        "num_hidden_layers": 2,
-        "conv_bias": stable,
-        "feat_extract_norm": "layer" if stable else "group",
-        "do_stable_layer_norm": stable,
-    }
+def test_initial_weights():
+    """Drawn as transformers does by default; the attention as in its WavLM."""
     torch.manual_seed(0)
-    twin = canonical_state_dict(WavLMModel(WavLMConfig(**settings)).state_dict())
-    state = PrunedWavLMModel(PrunedWavLMConfig(**settings)).state_dict()
-    for key in twin.keys() & state.keys():
-        few = twin[key].numel() < 1000
-        deviation = 0.3 if few else 0.1
-        assert state[key].std().item() == pytest.approx(twin[key].std().item(), rel=deviation, nan_ok=True), key
-        assert state[key].mean().item() == pytest.approx(twin[key].mean().item(), rel=0.01, abs=0.05), key
+    twin = canonical_state_dict(WavLMModel(WavLMConfig(num_hidden_layers=2)).state_dict())
+    state = PrunedWavLMModel(PrunedWavLMConfig(num_hidden_layers=2)).state_dict()
+    assert twin.keys() - state.keys() == {"masked_spec_embed"}
+    for key, value in state.items():
+        if key.startswith("feature_extractor.conv_layers") and key.endswith("conv.weight"):
+            assert value.std().item() == pytest.approx(0.02, rel=0.05)
+        elif key.startswith("encoder"):
+            assert value.std().item() == pytest.approx(twin[key].std().item(), rel=0.2), key
+            assert value.mean().item() == pytest.approx(twin[key].mean().item(), rel=0.01, abs=0.01), key
 
 
 def prune_by_hand(
