@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, describing
 from pyannote_prune.interop.state_dict import build_backbone, canonical_state_dict, read_tensors
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 
@@ -102,41 +102,32 @@ def repository_of(path: Path) -> Path | None:
 
 
 def shape_from_original(config: Mapping[str, Any]) -> PrunedWavLMConfig:
-    """Translate DiariZen's configuration of a WavLM (`wavlm_config.json`, or "config" in a bundle)
-
-    Raises
-    ------
-    InputError
-        When a value is missing.
-    """
-    try:
-        channels, kernels, strides = zip(*config["extractor_conv_layer_config"])
-        return PrunedWavLMConfig(
-            hidden_size=config["encoder_embed_dim"],
-            num_hidden_layers=config["encoder_num_layers"],
-            num_attention_heads=max(config["encoder_total_num_heads"]),
-            remaining_heads=config["encoder_remaining_heads"],
-            intermediate_sizes=config["encoder_ff_interm_features"],
-            has_attention=config["encoder_use_attention"],
-            has_feed_forward=config["encoder_use_feed_forward"],
-            conv_dim=channels,
-            conv_kernel=kernels,
-            conv_stride=strides,
-            conv_bias=config["extractor_conv_bias"],
-            feat_extract_norm=config["extractor_mode"].removesuffix("_norm"),
-            do_stable_layer_norm=config["encoder_layer_norm_first"],
-            normalize_waveform=config["normalize_waveform"],
-            num_conv_pos_embeddings=config["encoder_pos_conv_kernel"],
-            num_conv_pos_embedding_groups=config["encoder_pos_conv_groups"],
-            num_buckets=config["encoder_num_buckets"],
-            max_bucket_distance=config["encoder_max_distance"],
-            hidden_dropout=config["encoder_dropout"],
-            activation_dropout=config["encoder_ff_interm_dropout"],
-            attention_dropout=config["encoder_attention_dropout"],
-            feat_proj_dropout=config["encoder_projection_dropout"],
-        )
-    except KeyError as error:
-        raise InputError(f"The configuration of the WavLM has no {error.args[0]}.") from None
+    """Translate DiariZen's configuration of a WavLM (`wavlm_config.json`, or "config" in a bundle)."""
+    channels, kernels, strides = zip(*config["extractor_conv_layer_config"])
+    return PrunedWavLMConfig(
+        hidden_size=config["encoder_embed_dim"],
+        num_hidden_layers=config["encoder_num_layers"],
+        num_attention_heads=max(config["encoder_total_num_heads"]),
+        remaining_heads=config["encoder_remaining_heads"],
+        intermediate_sizes=config["encoder_ff_interm_features"],
+        has_attention=config["encoder_use_attention"],
+        has_feed_forward=config["encoder_use_feed_forward"],
+        conv_dim=channels,
+        conv_kernel=kernels,
+        conv_stride=strides,
+        conv_bias=config["extractor_conv_bias"],
+        feat_extract_norm=config["extractor_mode"].removesuffix("_norm"),
+        do_stable_layer_norm=config["encoder_layer_norm_first"],
+        normalize_waveform=config["normalize_waveform"],
+        num_conv_pos_embeddings=config["encoder_pos_conv_kernel"],
+        num_conv_pos_embedding_groups=config["encoder_pos_conv_groups"],
+        num_buckets=config["encoder_num_buckets"],
+        max_bucket_distance=config["encoder_max_distance"],
+        hidden_dropout=config["encoder_dropout"],
+        activation_dropout=config["encoder_ff_interm_dropout"],
+        attention_dropout=config["encoder_attention_dropout"],
+        feat_proj_dropout=config["encoder_projection_dropout"],
+    )
 
 
 def shape_from_weights(state: Mapping[str, Tensor], source: object) -> PrunedWavLMConfig:
@@ -211,7 +202,9 @@ def is_bundle(content: object) -> bool:
 def backbone_from_bundle(content: Mapping[str, Any], source: object) -> PrunedWavLMModel:
     """Make a backbone out of what DiariZen's pruning recipe passes between its stages."""
     state = canonical_state_dict(content["state_dict"])
-    return build_backbone(shape_from_original(content["config"]), state, source)
+    with describing(source, "a WavLM"):
+        shape = shape_from_original(content["config"])
+    return build_backbone(shape, state, source)
 
 
 def read_repository(directory: Path) -> DiarizenRepository:
@@ -280,10 +273,8 @@ def _read_backbone(directory: Path, args: Mapping[str, Any], state: Mapping[str,
     )
     source = str(args.get("wavlm_src", "wavlm_base")).lower()
     if (directory / SHAPE).is_file():
-        try:
+        with describing(directory / SHAPE, "a WavLM"):
             shape = shape_from_original(json.loads((directory / SHAPE).read_text()))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{directory / SHAPE} is not valid JSON: {error}.") from None
     elif source in _PRESETS:
         shape = PrunedWavLMConfig.from_preset(_PRESETS[source])
     else:

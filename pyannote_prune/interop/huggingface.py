@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, describing
 from pyannote_prune.interop.state_dict import build_backbone, canonical_state_dict, load_checked, read_tensors
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 
@@ -53,10 +53,9 @@ def _read_weights(directory: Path) -> dict:
 
 def load_pruned(directory: Path) -> PrunedWavLMModel:
     """Load what `PrunedWavLMModel.save_pretrained` wrote."""
-    try:
-        config = PrunedWavLMConfig.from_json_file(str(directory / "config.json"))
-    except InputError as error:
-        raise InputError(f"{directory / 'config.json'}: {error}") from None
+    path = directory / "config.json"
+    with describing(path, "a backbone"):
+        config = PrunedWavLMConfig.from_json_file(str(path))
     return build_backbone(config, _read_weights(directory), directory)
 
 
@@ -74,22 +73,25 @@ def load_transformers(directory: Path) -> PrunedWavLMModel:
     InputError
         When files are missing or damaged, or when the model has parts that ours has not.
     """
-    config = WavLMConfig.from_json_file(str(directory / "config.json"))
+    path = directory / "config.json"
+    with describing(path, "a WavLM"):
+        config = WavLMConfig.from_json_file(str(path))
     for name in ("hidden_act", "feat_extract_activation"):
         if getattr(config, name) != "gelu":
             raise InputError(f"{directory}: {name} must be 'gelu', got {getattr(config, name)!r}.")
     if config.add_adapter:
         raise InputError(f"{directory} has an adapter on top of WavLM, which is not supported.")
-    try:
-        preprocessor = json.loads((directory / "preprocessor_config.json").read_text())
-    except FileNotFoundError:
-        preprocessor = {}
+    preprocessor = directory / "preprocessor_config.json"
+    with describing(preprocessor, "how waveforms are prepared"):
+        settings = json.loads(preprocessor.read_text()) if preprocessor.is_file() else {}
+        normalize = bool(settings.get("do_normalize", False))
 
-    shape = PrunedWavLMConfig(
-        **{name: getattr(config, name) for name in _SHARED},
-        intermediate_sizes=config.intermediate_size,
-        normalize_waveform=bool(preprocessor.get("do_normalize", False)),
-    )
+    with describing(path, "a WavLM"):
+        shape = PrunedWavLMConfig(
+            **{name: getattr(config, name) for name in _SHARED},
+            intermediate_sizes=config.intermediate_size,
+            normalize_waveform=normalize,
+        )
     weights = _read_weights(directory)
     if any(key.startswith("wavlm.") for key in weights):  # a WavLMFor...: leave its head behind
         weights = {key: tensor for key, tensor in weights.items() if key.startswith("wavlm.")}

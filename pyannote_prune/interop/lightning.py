@@ -16,7 +16,7 @@ from pyannote.audio.core.task import Problem, Resolution, Specifications
 from safetensors.torch import save_file
 from torch.torch_version import TorchVersion
 
-from pyannote_prune.errors import InputError, describe
+from pyannote_prune.errors import InputError, describe, describing
 from pyannote_prune.interop.state_dict import build_backbone, canonical_state_dict, read_tensors
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 from pyannote_prune.wavlm.configuration import FORMAT_VERSION, check_format
@@ -144,5 +144,6 @@ def backbone_from_checkpoint(checkpoint: Mapping[str, Any], source: object) -> P
     weights = {
         key.removeprefix(prefix): tensor for key, tensor in checkpoint["state_dict"].items() if key.startswith(prefix)
     }
-    config = PrunedWavLMConfig(**checkpoint["hyper_parameters"]["wavlm"])
+    with describing(source, "a backbone"):
+        config = PrunedWavLMConfig(**checkpoint["hyper_parameters"]["wavlm"])
     return build_backbone(config, canonical_state_dict(weights), source)

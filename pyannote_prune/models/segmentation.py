@@ -19,7 +19,7 @@ from pyannote.audio.core.task import Task
 from pyannote.audio.utils.receptive_field import multi_conv_num_frames, multi_conv_receptive_field_size
 from torch import Tensor, nn
 
-from pyannote_prune.errors import InputError, describe
+from pyannote_prune.errors import InputError, describe, describing
 from pyannote_prune.interop import load_backbone
 from pyannote_prune.interop.lightning import SAFE, VersionedCheckpoint, write_safe_checkpoint
 from pyannote_prune.models.audio import Audio
@@ -170,7 +170,8 @@ def _shape(wavlm: str | Path | Mapping[str, Any] | PrunedWavLMConfig) -> PrunedW
         raise InputError(f"{wavlm} could not be read as the configuration of a backbone ({describe(error)}).") from None
     if not isinstance(values, dict) or values.get("model_type") != PrunedWavLMConfig.model_type:
         raise InputError(f"{wavlm} is not the configuration of a backbone: its model_type must be 'pruned-wavlm'.")
-    return PrunedWavLMConfig(**values)
+    with describing(wavlm, "a backbone"):
+        return PrunedWavLMConfig(**values)
 
 
 class WavLMSegmentation(SegmentationModel):

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -113,6 +114,46 @@ def test_configurations_that_are_refused(tmp_path, before, after, named):
     change(directory, before, after)
     with pytest.raises(InputError, match=named):
         read_repository(directory)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ('"encoder_embed_dim"', '"width"', "it has no 'encoder_embed_dim'"),
+        ('"encoder_embed_dim": ', '"encoder_embed_dim": "wide", "width": ', r"TypeError|ValueError|must be"),
+        ("{", "", "JSONDecodeError"),
+    ],
+)
+def test_shapes_that_are_refused(tmp_path, before, after, named):
+    directory = copy_of("base-pruned", tmp_path)
+    path = directory / "wavlm_config.json"
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after, 1))
+    with pytest.raises(InputError, match=rf"{re.escape(str(path))}.*({named})"):
+        load_backbone(directory)
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda state: state.pop("wavlm_model.feature_extractor.conv_layers.0.conv.weight"), "kernel sizes"),
+        (lambda state: state.pop("wavlm_model.encoder.feature_projection.projection.weight"), "of a WavLM"),
+        (
+            lambda state: state.update(
+                {"wavlm_model.feature_extractor.conv_layers.0.conv.weight": torch.ones(8, 1, 4)}
+            ),
+            r"kernel sizes \[4, 3, .*strides cannot be known",
+        ),
+    ],
+)
+def test_weights_whose_shape_cannot_be_known(tmp_path, edit, named):
+    directory = copy_of("base-dense", tmp_path)
+    (directory / "wavlm_config.json").unlink()
+    state = torch.load(directory / "pytorch_model.bin", weights_only=True)
+    edit(state)
+    torch.save(state, directory / "pytorch_model.bin")
+    with pytest.raises(InputError, match=named):
+        load_backbone(directory)
 
 
 @pytest.mark.parametrize(

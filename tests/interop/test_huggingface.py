@@ -147,3 +147,32 @@ def test_no_weights(tmp_path):
     small().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ours", "change", "named"),
+    [
+        (True, {"num_attention_heads": 7}, r"config\.json"),
+        (True, {"conv_dim": "wide"}, r"config\.json"),
+        (False, {"hidden_size": "wide"}, r"config\.json"),
+        (False, {"conv_dim": 8}, r"config\.json"),
+    ],
+)
+def test_configurations_that_contradict_themselves(ours, change, named, tmp_path):
+    if ours:
+        PrunedWavLMModel(PrunedWavLMConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1)).save_pretrained(
+            tmp_path
+        )
+    else:
+        small().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=named):
+        load_backbone(tmp_path)
+
+
+def test_preparation_that_cannot_be_read(tmp_path):
+    small().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("normalise, please")
+    with pytest.raises(InputError, match=r"preprocessor_config\.json does not describe how waveforms are prepared"):
+        load_backbone(tmp_path)

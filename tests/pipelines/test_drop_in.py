@@ -23,6 +23,7 @@ from pyannote.database.util import load_rttm
 from pyannote.metrics.diarization import DiarizationErrorRate
 from typer.testing import CliRunner
 
+from pyannote_prune import embedded_pipeline
 from pyannote_prune.models.audio import Audio
 from tests.conftest import SAMPLE
 from tests.hub import stand_in
@@ -109,7 +110,7 @@ def test_apply(untrained, short):
 
 
 @pytest.mark.filterwarnings("ignore:Replacing existing:UserWarning")
-def test_benchmark(untrained, registry, tmp_path, monkeypatch):
+def test_benchmark(registry, tmp_path, monkeypatch):
     try:
         pyannote.audio.Audio().get_duration(SAMPLE)
     except RuntimeError:
@@ -117,10 +118,10 @@ def test_benchmark(untrained, registry, tmp_path, monkeypatch):
         monkeypatch.setattr("pyannote.audio.__main__.Audio", Audio)
     results = tmp_path / "results"
     results.mkdir()
-    arguments = ["benchmark", untrained, PROTOCOL, results, "--registry", registry, "--device", "cpu"]
+    arguments = ["benchmark", embedded_pipeline(), PROTOCOL, results, "--registry", registry, "--device", "cpu"]
     CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
 
-    pipeline = Pipeline.from_pretrained(untrained)
+    pipeline = Pipeline.from_pretrained(embedded_pipeline())
     written = [line.split() for line in (results / f"{PROTOCOL}.test.rttm").read_text().splitlines()]
     for uri in EXCERPTS:
         rttm = pipeline(registry.with_name(f"{uri}.wav")).speaker_diarization.to_rttm()

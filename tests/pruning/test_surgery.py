@@ -333,6 +333,8 @@ def test_bad_arguments():
     for target in (-0.1, 1.0):
         with pytest.raises(InputError, match=rf"\[0, 1\), got {target}"):
             SparsityController(gates, target, 10)
+    with pytest.raises(InputError, match="negative, got -1"):
+        SparsityController(gates, 0.5, -1)
     with pytest.raises(InputError, match="'flops'"):
         SparsityController(gates, 0.5, 10, objective="flops")
     with pytest.raises(InputError, match=r"90.0% in params is out of reach.*\(heads\) gives \d+\.\d%"):
