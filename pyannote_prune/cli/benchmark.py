@@ -61,7 +61,7 @@ def pipeline(
 
     Example: pyannote-prune benchmark pipeline pipeline meeting.wav
     """
-    from pyannote_prune.evaluation.pipelines import benchmark_pipelines
+    from pyannote_prune.evaluation.end_to_end import benchmark_pipelines
 
     with _progress() as tell:
         report = benchmark_pipelines(pipeline, audio, device, repeats, tell)
@@ -81,7 +81,7 @@ def scaling(
 
     Example: pyannote-prune benchmark scaling pipeline meeting.wav --minutes 1 --minutes 10 --minutes 60
     """
-    from pyannote_prune.evaluation.pipelines import benchmark_scaling
+    from pyannote_prune.evaluation.end_to_end import benchmark_scaling
 
     with _progress() as tell:
         report = benchmark_scaling(pipeline, audio, minutes, device, tell)

@@ -65,7 +65,7 @@ def diarize(
     from pyannote_prune.models.audio import Audio
     from pyannote_prune.pipelines.directory import load_pipeline
     from pyannote_prune.pipelines.output import FORMATS, summary_table
-    from pyannote_prune.pipelines.plot import plot_timeline
+    from pyannote_prune.reports.timeline import plot_timeline
 
     recordings = _find(audio)
     _check(formats, plot, output, len(recordings))
@@ -128,7 +128,7 @@ def diarize(
 def _check(formats: list[str], plot: str | None, output: Path | None, num_recordings: int) -> None:
     """Refuse, by an `InputError`, what cannot be written or has no place to go."""
     from pyannote_prune.pipelines.output import FORMATS
-    from pyannote_prune.pipelines.plot import PICTURES
+    from pyannote_prune.reports.timeline import PICTURES
 
     for name in formats:
         if name not in FORMATS:

@@ -43,14 +43,14 @@ def info(
     if len(sources) > 2:
         raise InputError(f"One or two sources can be shown, got {len(sources)}.")
     if plot is not None:
-        from pyannote_prune.pipelines.plot import PICTURES
+        from pyannote_prune.reports.timeline import PICTURES
 
         if plot.suffix.removeprefix(".") not in PICTURES:
             raise InputError(f"--plot must be a .png or .svg file, got {plot}.")
         if not plot.parent.is_dir():
             raise InputError(f"--plot {plot} is in a directory that does not exist.")
 
-    from pyannote_prune.interop import load_backbone
+    from pyannote_prune.checkpoints import load_backbone
     from pyannote_prune.wavlm import PrunedWavLMConfig, preset_names
 
     if revision is not None and (len(sources) > 1 or sources[0] in preset_names()):
@@ -63,7 +63,7 @@ def info(
     ]
     contents = [_count(config, duration) for config in configs]
     if plot is not None:
-        from pyannote_prune.evaluation.plot import plot_shapes
+        from pyannote_prune.reports.shapes import plot_shapes
 
         plot_shapes(list(zip(sources, configs)), plot)
     if as_json:

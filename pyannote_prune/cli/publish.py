@@ -35,8 +35,8 @@ def publish(
 
     Example: pyannote-prune publish pipeline someone/pruned --license cc-by-nc-4.0 --results results.json
     """
-    from pyannote_prune.pipelines.card import write_card
     from pyannote_prune.pipelines.hub import README, check_repository, publish, read_directory
+    from pyannote_prune.reports.card import write_card
 
     check_repository(repository)
     contents = read_directory(directory)

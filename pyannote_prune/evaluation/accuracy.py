@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pyannote_prune.errors import InputError, describe
-from pyannote_prune.evaluation.report import Column, Report
+from pyannote_prune.evaluation.results import Column, Report
 from pyannote_prune.pipelines.directory import find_device, fingerprint, load_pipeline
 from pyannote_prune.protocols import Reference, load_references, load_registry
 

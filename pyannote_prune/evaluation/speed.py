@@ -13,12 +13,12 @@ from pyannote.audio.utils.reproducibility import fix_reproducibility
 from torch import Tensor, nn
 from transformers import WavLMConfig, WavLMModel
 
+from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.errors import InputError
-from pyannote_prune.evaluation.report import Column, Report, with_values
+from pyannote_prune.evaluation.results import Column, Report, with_values
 from pyannote_prune.evaluation.timing import check_positive, machine, matmul_peak, median_seconds, silent, synchronize
-from pyannote_prune.interop import load_backbone
+from pyannote_prune.inference.windows import PRECISIONS
 from pyannote_prune.pipelines.directory import find_device
-from pyannote_prune.pipelines.segmentation import PRECISIONS
 from pyannote_prune.pruning import total_cost
 from pyannote_prune.pruning.cost import SAMPLE_RATE
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
@@ -83,7 +83,7 @@ def benchmark_backbones(
     Parameters
     ----------
     sources : sequence of str
-        Names of presets (random weights), or what [`load_backbone`][pyannote_prune.interop.load_backbone] takes.
+        Names of presets (random weights), or what [`load_backbone`][pyannote_prune.checkpoints.load_backbone] takes.
     durations : sequence of float, optional
         Of the chunks, in seconds.
     batch_sizes : sequence of int, optional

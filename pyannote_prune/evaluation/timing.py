@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.wavlm.kernels import convolve
+from pyannote_prune.inference.kernels import convolve
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")

@@ -10,7 +10,7 @@ from pyannote.audio.models.embedding.wespeaker import BaseWeSpeakerResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyannote_prune.interop.lightning import VersionedCheckpoint
+from pyannote_prune.checkpoints.lightning import VersionedCheckpoint
 
 # rows of one pass when speakers are cut out of chunks: those of similar length go together
 _ROWS = 16

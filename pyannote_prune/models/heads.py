@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 
-from pyannote_prune.wavlm.kernels import Linear, accelerate
+from pyannote_prune.inference.kernels import Linear, accelerate
 
 
 class ConformerHead(nn.Module):

@@ -14,10 +14,10 @@ from pyannote.audio.core.task import Problem, Resolution, Specifications
 from pyannote.audio.utils.hf_hub import download_from_hf_hub
 from torch import Tensor
 
+from pyannote_prune.checkpoints import diarizen, lightning, torchaudio
+from pyannote_prune.checkpoints.sources import check_hub_id, locate, segmentation_checkpoint
+from pyannote_prune.checkpoints.state_dict import load_checked
 from pyannote_prune.errors import InputError, describe
-from pyannote_prune.interop import diarizen, lightning, torchaudio
-from pyannote_prune.interop.sources import check_hub_id, locate, segmentation_checkpoint
-from pyannote_prune.interop.state_dict import load_checked
 from pyannote_prune.models.segmentation import FbankSegmentation, WavLMSegmentation
 from pyannote_prune.pruning import Gates, attach_gates, cut
 from pyannote_prune.wavlm import PrunedWavLMModel

@@ -19,9 +19,9 @@ from pyannote.audio.core.task import Task
 from pyannote.audio.utils.receptive_field import multi_conv_num_frames, multi_conv_receptive_field_size
 from torch import Tensor, nn
 
+from pyannote_prune.checkpoints import load_backbone
+from pyannote_prune.checkpoints.lightning import SAFE, VersionedCheckpoint, write_safe_checkpoint
 from pyannote_prune.errors import InputError, describe, describing
-from pyannote_prune.interop import load_backbone
-from pyannote_prune.interop.lightning import SAFE, VersionedCheckpoint, write_safe_checkpoint
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.models.heads import ConformerHead, LSTMHead
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
@@ -181,7 +181,7 @@ class WavLMSegmentation(SegmentationModel):
     ----------
     wavlm : str, dict or PrunedWavLMConfig, optional
         What the backbone starts from: anything that
-        [`load_backbone`][pyannote_prune.interop.load_backbone] understands (weights included), or the
+        [`load_backbone`][pyannote_prune.checkpoints.load_backbone] understands (weights included), or the
         name of a preset, a `config.json` of `PrunedWavLMModel.save_pretrained`, or a configuration (random weights).
         Defaults to "microsoft/wavlm-base-plus", downloaded from the hub.
     wavlm_frozen : bool, optional

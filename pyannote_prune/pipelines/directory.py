@@ -21,10 +21,10 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from pyannote.audio import Model, Pipeline
 
+from pyannote_prune.checkpoints import diarizen, export_transformers, load_backbone
+from pyannote_prune.checkpoints.lightning import DESCRIPTION, PICKLED, SAFE, checkpoint_in, tensors_only
+from pyannote_prune.checkpoints.sources import HUB_ID, check_hub_id, locate, refuse_revision
 from pyannote_prune.errors import InputError, describe
-from pyannote_prune.interop import diarizen, export_transformers, load_backbone
-from pyannote_prune.interop.lightning import DESCRIPTION, PICKLED, SAFE, checkpoint_in, tensors_only
-from pyannote_prune.interop.sources import HUB_ID, check_hub_id, locate, refuse_revision
 from pyannote_prune.models import load_model, load_segmentation, save_checkpoint
 from pyannote_prune.models.loading import from_diarizen
 from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING, DEFAULT_PARAMETERS
@@ -286,7 +286,7 @@ def convert(
     ----------
     source : str or Path
         Anything that [`load_segmentation`][pyannote_prune.models.load_segmentation] or
-        [`load_backbone`][pyannote_prune.interop.load_backbone] takes.
+        [`load_backbone`][pyannote_prune.checkpoints.load_backbone] takes.
     destination : Path
         Written only once complete; must not exist, or be an empty directory.
     embedding : str or Path, optional

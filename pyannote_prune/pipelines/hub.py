@@ -15,9 +15,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from pyannote.audio import Model
 
+from pyannote_prune.checkpoints.lightning import checkpoint_in, is_checkpoint, read_checkpoint
+from pyannote_prune.checkpoints.sources import HUB_ID
 from pyannote_prune.errors import InputError, describe
-from pyannote_prune.interop.lightning import checkpoint_in, is_checkpoint, read_checkpoint
-from pyannote_prune.interop.sources import HUB_ID
 from pyannote_prune.models import load_segmentation
 from pyannote_prune.pipelines.directory import CONFIG, check_pipeline
 

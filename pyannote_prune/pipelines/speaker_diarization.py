@@ -20,12 +20,12 @@ from scipy.ndimage import correlate1d, median_filter
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.inference.chunks import embed_chunks, embedding_masks, fold_batch_norms, pools_by_speaker
+from pyannote_prune.inference.memory import within_memory
+from pyannote_prune.inference.windows import SegmentationInference
 from pyannote_prune.models import load_model
-from pyannote_prune.pipelines.audio import check_file, decode
 from pyannote_prune.pipelines.clustering import ClusteredSegmentations, save_memory
-from pyannote_prune.pipelines.embeddings import embed_chunks, embedding_masks, fold_batch_norms, pools_by_speaker
-from pyannote_prune.pipelines.memory import within_memory
-from pyannote_prune.pipelines.segmentation import SegmentationInference
+from pyannote_prune.pipelines.recording import check_file, decode
 
 _EMBEDDING_CACHE = "training_cache/embeddings"
 

@@ -26,7 +26,7 @@ from pyannote_prune.pruning import (
 )
 from pyannote_prune.pruning.controller import check_target
 from pyannote_prune.pruning.cost import SAMPLE_RATE
-from pyannote_prune.tasks.speaker_diarization import SpeakerDiarization
+from pyannote_prune.tasks.diarization import SpeakerDiarization
 
 
 def distillation_loss(

@@ -31,8 +31,8 @@ import pyannote_prune
 from pyannote_prune.errors import FULL, InputError, InterruptionError, describe
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.protocols import find_protocol, load_registry
+from pyannote_prune.reports.run import reporting
 from pyannote_prune.training.callbacks import PercentileGradientClipping, ProgressBar
-from pyannote_prune.training.report import reporting
 
 # tells a process that Lightning starts for another device which command it is part of
 COMMAND = "PYANNOTE_PRUNE_COMMAND"

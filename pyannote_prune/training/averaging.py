@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyannote_prune.interop.lightning import read_checkpoint
+from pyannote_prune.checkpoints.lightning import read_checkpoint
 
 
 def after_the_peak(scores: Sequence[float], count: int) -> list[int]:

@@ -24,10 +24,10 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.models import load_model, save_checkpoint
 from pyannote_prune.pipelines.directory import write_pipeline, write_whole
 from pyannote_prune.pruning import cut
+from pyannote_prune.reports.run import reporting
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
 from pyannote_prune.training.application import fit, load_augmentation, load_protocol
 from pyannote_prune.training.averaging import after_the_peak, average_checkpoints
-from pyannote_prune.training.report import reporting
 
 RESULT = "model.bin"
 _DISTILLATION = ("loss/distillation/val", "min")

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyannote_prune.inference.kernels import convolve, is_plain_inference
 from pyannote_prune.wavlm.configuration import PrunedWavLMConfig
-from pyannote_prune.wavlm.kernels import convolve, is_plain_inference
 
 # Rows (time steps) of the first convolution that are computed at a time on a CPU, and how many convolutions
 # are: what they put out stays in the cache. The others have little to put out.

@@ -13,9 +13,9 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.inference.kernels import Linear, TrainableAttention, attend, is_plain_inference
 from pyannote_prune.wavlm.configuration import PrunedWavLMConfig
 from pyannote_prune.wavlm.feature_extractor import FeatureExtractor
-from pyannote_prune.wavlm.kernels import Linear, TrainableAttention, attend, is_plain_inference
 from pyannote_prune.wavlm.positional import PositionalConvEmbedding
 
 
@@ -227,7 +227,7 @@ class PrunedWavLMModel(PreTrainedModel):
     ----------
     config : PrunedWavLMConfig
         Shape. Weights are random: see `from_pretrained`, or
-        [`load_backbone`][pyannote_prune.interop.load_backbone] for foreign checkpoints.
+        [`load_backbone`][pyannote_prune.checkpoints.load_backbone] for foreign checkpoints.
     """
 
     config: PrunedWavLMConfig

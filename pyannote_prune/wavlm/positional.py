@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyannote_prune.inference.kernels import is_plain_inference
 from pyannote_prune.wavlm.configuration import PrunedWavLMConfig
-from pyannote_prune.wavlm.kernels import is_plain_inference
 
 # Spectra of the weights of convolutions, and what they were computed from. Not attributes of the modules:
 # they are neither to be saved nor to be copied.

@@ -10,7 +10,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from pyannote.audio import Pipeline
 from rich.markdown import Markdown
 
-from pyannote_prune.interop import load_backbone
+from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.models import FbankSegmentation
 from pyannote_prune.models.loading import segmentation_specifications
 from pyannote_prune.pipelines import write_pipeline

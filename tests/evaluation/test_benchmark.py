@@ -11,7 +11,7 @@ from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiariz
 from pyannote.core import Annotation, Segment
 
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
-from pyannote_prune.evaluation import pipelines, speed, timing
+from pyannote_prune.evaluation import end_to_end, speed, timing
 from pyannote_prune.pruning import total_cost
 
 CPU = torch.device("cpu")
@@ -207,11 +207,11 @@ def annotation(*turns):
 
 def test_same_annotation():
     one = annotation((0, 1, "a"), (2, 3, "b"), (2, 3, "a"))
-    assert pipelines.same_annotation(one, annotation((2, 3, "x"), (0, 1, "y"), (2, 3, "y")))
-    assert not pipelines.same_annotation(one, annotation((2, 3, "x"), (0, 1.01, "y"), (2, 3, "y")))
-    assert not pipelines.same_annotation(one, annotation((0, 1, "a"), (2, 3, "a")))
-    assert not pipelines.same_annotation(one, annotation((0, 1, "a"), (2, 3, "b"), (2, 3, "c")))
-    assert pipelines.same_annotation(Annotation(), Annotation())
+    assert end_to_end.same_annotation(one, annotation((2, 3, "x"), (0, 1, "y"), (2, 3, "y")))
+    assert not end_to_end.same_annotation(one, annotation((2, 3, "x"), (0, 1.01, "y"), (2, 3, "y")))
+    assert not end_to_end.same_annotation(one, annotation((0, 1, "a"), (2, 3, "a")))
+    assert not end_to_end.same_annotation(one, annotation((0, 1, "a"), (2, 3, "b"), (2, 3, "c")))
+    assert end_to_end.same_annotation(Annotation(), Annotation())
 
 
 def test_both_pipelines(run, untrained, noise):
@@ -227,19 +227,19 @@ def test_both_pipelines(run, untrained, noise):
     assert ours["speedup"] == pytest.approx(theirs["seconds"] / ours["seconds"])
     for row in content["rows"]:
         assert row["real_time_factor"] == pytest.approx(row["seconds"] / 10)
-        stages = [column.key for column in pipelines._STAGES]
+        stages = [column.key for column in end_to_end._STAGES]
         assert sum(row[stage] for stage in stages) == pytest.approx(row["seconds"])
 
 
 def test_different_annotations_are_told(run, untrained, noise, monkeypatch):
-    genuine = pipelines._Upstream.apply
+    genuine = end_to_end._Upstream.apply
 
     def tampered(self, file, **kwargs):
         output = genuine(self, file, **kwargs)
         output.speaker_diarization = output.speaker_diarization.crop(Segment(0, 5))
         return output
 
-    monkeypatch.setattr(pipelines._Upstream, "apply", tampered)
+    monkeypatch.setattr(end_to_end._Upstream, "apply", tampered)
     code, out, _ = run("pipeline", untrained, noise, "--device", "cpu", "--markdown")
     rows = [line for line in out.splitlines() if line.startswith("| noise.wav |")]
     assert code == 0
@@ -248,9 +248,9 @@ def test_different_annotations_are_told(run, untrained, noise, monkeypatch):
 
 
 def test_upstreams_pipeline_has_our_settings(untrained, monkeypatch):
-    ours = pipelines.load_pipeline(str(untrained), "cpu")
+    ours = end_to_end.load_pipeline(str(untrained), "cpu")
     ours.min_speakers, ours.max_speakers = 2, 5
-    theirs = pipelines._Upstream(ours)
+    theirs = end_to_end._Upstream(ours)
     assert theirs.parameters(instantiated=True) == ours.parameters(instantiated=True)
     for name in ("klustering", "segmentation_step", "segmentation_batch_size", "embedding_batch_size", "median_filter"):
         assert getattr(theirs, name) == getattr(ours, name)
@@ -269,8 +269,8 @@ def test_repeats_take_turns(untrained, noise, monkeypatch):
         log.append(type(pipeline).__name__)
         return {"seconds": float(next(measured))}, Annotation()
 
-    monkeypatch.setattr(pipelines, "_measure", measure)
-    report = pipelines.benchmark_pipelines(str(untrained), [noise], device="cpu", repeats=3)
+    monkeypatch.setattr(end_to_end, "_measure", measure)
+    report = end_to_end.benchmark_pipelines(str(untrained), [noise], device="cpu", repeats=3)
     assert log == ["_Upstream", "SpeakerDiarization"] * 4
     assert [row["seconds"] for row in report.rows] == [4.0, 5.0]  # of 2, 4, 6 and 3, 5, 7: the first two warm up
 
@@ -289,7 +289,7 @@ def test_scaling(run, untrained, noise):
 
 def test_scaling_is_relative_to_ten_minutes(run, untrained, noise, monkeypatch):
     monkeypatch.setattr(
-        pipelines, "_measure", lambda pipeline, file, duration, *_: ({"seconds": (duration / 60) ** 2}, Annotation())
+        end_to_end, "_measure", lambda pipeline, file, duration, *_: ({"seconds": (duration / 60) ** 2}, Annotation())
     )
     code, out, _ = run("scaling", untrained, noise, "--device", "cpu", "--markdown")
     assert code == 0
@@ -307,18 +307,18 @@ def test_scaling_is_relative_to_ten_minutes(run, untrained, noise, monkeypatch):
 
 def test_excerpt():
     file = {"waveform": torch.arange(4.0)[None], "sample_rate": 2, "uri": "uri"}
-    assert pipelines._excerpt(file, 3.5)["waveform"].tolist() == [[0, 1, 2, 3, 0, 1, 2]]
-    assert pipelines._excerpt(file, 1.0)["waveform"].tolist() == [[0, 1]]
-    assert pipelines._excerpt(file, 1.0)["uri"] == "uri"
+    assert end_to_end._excerpt(file, 3.5)["waveform"].tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+    assert end_to_end._excerpt(file, 1.0)["waveform"].tolist() == [[0, 1]]
+    assert end_to_end._excerpt(file, 1.0)["uri"] == "uri"
 
 
 def test_recordings_are_prepared_as_the_pipeline_would(untrained, tmp_path):
     """One channel, at the rate of the models: upstream's pipeline knows nothing of `channel`."""
     samples = np.random.default_rng(0).normal(size=(8000, 2)).astype(np.float32)
     soundfile.write(tmp_path / "stereo.wav", samples, 16000, subtype="FLOAT")
-    pipeline = pipelines.load_pipeline(str(untrained), "cpu")
+    pipeline = end_to_end.load_pipeline(str(untrained), "cpu")
     pipeline.channel = 1
-    file = pipelines._decode(pipeline, tmp_path / "stereo.wav")
+    file = end_to_end._decode(pipeline, tmp_path / "stereo.wav")
     np.testing.assert_array_equal(file["waveform"], samples[None, :, 1])
     np.testing.assert_array_equal(pipeline.prepare_one(dict(file))["waveform"], samples[None, :, 1])
 
@@ -353,11 +353,11 @@ def test_bad_input_is_told_in_one_line(run, untrained, noise, tmp_path):
 
 
 def test_only_our_pipelines(untrained, noise, monkeypatch):
-    ours = pipelines.load_pipeline(str(untrained), "cpu")
-    monkeypatch.setattr(pipelines, "load_pipeline", lambda *_: pipelines._Upstream(ours))
-    with pytest.raises(pipelines.InputError, match="not a pipeline of pyannote_prune"):
-        pipelines.benchmark_scaling("theirs", noise)
+    ours = end_to_end.load_pipeline(str(untrained), "cpu")
+    monkeypatch.setattr(end_to_end, "load_pipeline", lambda *_: end_to_end._Upstream(ours))
+    with pytest.raises(end_to_end.InputError, match="not a pipeline of pyannote_prune"):
+        end_to_end.benchmark_scaling("theirs", noise)
     ours.clustering.expects_num_clusters = True
-    monkeypatch.setattr(pipelines, "load_pipeline", lambda *_: ours)
-    with pytest.raises(pipelines.InputError, match="must be told the number of speakers"):
-        pipelines.benchmark_scaling("ours", noise)
+    monkeypatch.setattr(end_to_end, "load_pipeline", lambda *_: ours)
+    with pytest.raises(end_to_end.InputError, match="must be told the number of speakers"):
+        end_to_end.benchmark_scaling("ours", noise)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
-from pyannote_prune.interop import load_backbone
+from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.pruning import Cost, Units, layer_costs, total_cost
 
 

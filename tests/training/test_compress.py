@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyannote.audio import Pipeline
 
-from pyannote_prune.interop import load_backbone
+from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.pruning import total_cost
 from pyannote_prune.training.averaging import after_the_peak, average_checkpoints
 from tests.training.conftest import TINY

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel, WavLMConfig, WavLMModel
 
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
+from pyannote_prune.checkpoints.state_dict import build_backbone, canonical_state_dict
 from pyannote_prune.errors import InputError
-from pyannote_prune.interop.state_dict import build_backbone, canonical_state_dict
-from pyannote_prune.wavlm.kernels import Linear, TrainableAttention, accelerate
+from pyannote_prune.inference.kernels import Linear, TrainableAttention, accelerate
 from tests.conftest import states_of_transformers
 
 NUM_HEADS, HEAD_DIM, NUM_LAYERS, WIDTH = 4, 8, 3, 12

@@ -7,9 +7,9 @@ from pyannote.audio import Inference, Model
 from pyannote.audio.models.segmentation import PyanNet
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.inference.windows import SegmentationInference, _Windows
 from pyannote_prune.models import WavLMSegmentation
 from pyannote_prune.models.loading import segmentation_specifications
-from pyannote_prune.pipelines.segmentation import SegmentationInference, _Windows
 
 
 def model_of(**shape) -> Model:

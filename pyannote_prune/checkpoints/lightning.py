@@ -16,8 +16,8 @@ from pyannote.audio.core.task import Problem, Resolution, Specifications
 from safetensors.torch import save_file
 from torch.torch_version import TorchVersion
 
+from pyannote_prune.checkpoints.state_dict import build_backbone, canonical_state_dict, read_tensors
 from pyannote_prune.errors import InputError, describe, describing
-from pyannote_prune.interop.state_dict import build_backbone, canonical_state_dict, read_tensors
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 from pyannote_prune.wavlm.configuration import FORMAT_VERSION, check_format
 

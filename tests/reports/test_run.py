@@ -6,11 +6,11 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.errors import InputError
-from pyannote_prune.interop import load_backbone
 from pyannote_prune.models import load_segmentation, save_checkpoint
 from pyannote_prune.pruning import total_cost
-from pyannote_prune.training.report import read_curves, reporting, write_report
+from pyannote_prune.reports.run import read_curves, reporting, write_report
 from tests.tasks.test_structured_pruning import segmentation
 from tests.training.conftest import TINY
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from pyannote_prune.checkpoints import diarizen, huggingface, lightning, torchaudio
 from pyannote_prune.errors import InputError, describe
-from pyannote_prune.interop import diarizen, huggingface, lightning, torchaudio
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]*[\w-]")

@@ -25,13 +25,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator, ScalarEvent
 
+from pyannote_prune.checkpoints.lightning import read_checkpoint
 from pyannote_prune.errors import InputError
-from pyannote_prune.evaluation.plot import plot_shapes
-from pyannote_prune.evaluation.report import Column, with_values
-from pyannote_prune.interop.lightning import read_checkpoint
+from pyannote_prune.evaluation.results import Column, with_values
 from pyannote_prune.models import WavLMSegmentation, load_segmentation
-from pyannote_prune.pipelines.plot import PALETTE, drawing
 from pyannote_prune.pruning import Units, total_cost
+from pyannote_prune.reports.shapes import plot_shapes
+from pyannote_prune.reports.timeline import PALETTE, drawing
 from pyannote_prune.wavlm import PrunedWavLMConfig
 
 _ERROR = "DiarizationErrorRate"
@@ -168,13 +168,13 @@ def write_report(directory: Path) -> Path:
     with TemporaryDirectory() as temporary:
         picture = Path(temporary) / "picture.svg"
         environment = Environment(
-            loader=PackageLoader("pyannote_prune", "training"),
+            loader=PackageLoader("pyannote_prune", "reports"),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        page = environment.get_template("report.html.j2").render(
+        page = environment.get_template("run.html.j2").render(
             title=f"{'Compression' if compressed else 'Training'}: {directory.resolve().name}",
             about=about,
             columns=columns,

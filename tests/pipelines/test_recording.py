@@ -8,7 +8,7 @@ import torchaudio
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.models.audio import Audio
-from pyannote_prune.pipelines.audio import decode
+from pyannote_prune.pipelines.recording import decode
 
 
 def decoded(path, channel=None, rate=16000):

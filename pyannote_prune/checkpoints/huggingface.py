@@ -7,8 +7,8 @@ from pathlib import Path
 
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
+from pyannote_prune.checkpoints.state_dict import build_backbone, canonical_state_dict, load_checked, read_tensors
 from pyannote_prune.errors import InputError, describing
-from pyannote_prune.interop.state_dict import build_backbone, canonical_state_dict, load_checked, read_tensors
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 
 # same name, same meaning in both configurations

@@ -7,8 +7,8 @@ import torchaudio
 from pyannote.audio.models.segmentation import SSeRiouSS
 from torch import nn
 
+from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.errors import InputError
-from pyannote_prune.interop import load_backbone
 from pyannote_prune.models import WavLMSegmentation, load_segmentation, save_checkpoint
 from pyannote_prune.models.loading import segmentation_specifications
 

@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
+from pyannote_prune.checkpoints import load_backbone
+from pyannote_prune.checkpoints.diarizen import read_repository
 from pyannote_prune.errors import InputError
-from pyannote_prune.interop import load_backbone
-from pyannote_prune.interop.diarizen import read_repository
 from tests.conftest import FIXTURES
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyannote_prune.checkpoints.state_dict import build_backbone, canonical_state_dict, read_tensors
 from pyannote_prune.errors import InputError, describing
-from pyannote_prune.interop.state_dict import build_backbone, canonical_state_dict, read_tensors
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 
 if sys.version_info >= (3, 11):

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.inference.memory import within_memory
 from pyannote_prune.models import WavLMSegmentation
 from pyannote_prune.models.segmentation import SegmentationModel
-from pyannote_prune.pipelines.memory import within_memory
 from pyannote_prune.pruning import pad_feed_forward
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -8,8 +8,8 @@ from huggingface_hub.utils import filter_repo_objects
 from pyannote.audio.models.segmentation import PyanNet
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
+from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.errors import InputError
-from pyannote_prune.interop import load_backbone
 from pyannote_prune.models import save_checkpoint
 from pyannote_prune.models.loading import segmentation_specifications
 from tests.conftest import FIXTURES, Hostile
@@ -55,7 +55,7 @@ def hub(monkeypatch, tmp_path):
             shutil.copy(repository / name, snapshot / name)
         return str(snapshot)
 
-    monkeypatch.setattr("pyannote_prune.interop.sources.snapshot_download", download)
+    monkeypatch.setattr("pyannote_prune.checkpoints.sources.snapshot_download", download)
     return repository
 
 

@@ -9,7 +9,7 @@ import torch
 from pyannote.audio import Pipeline
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.pipelines.memory import within_memory
+from pyannote_prune.inference.memory import within_memory
 from tests.conftest import SAMPLE
 
 

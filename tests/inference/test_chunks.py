@@ -6,8 +6,8 @@ from pyannote.audio.models.embedding import WeSpeakerResNet34
 from pyannote.audio.pipelines import SpeakerDiarization as Upstream
 from pyannote.core import SlidingWindow, SlidingWindowFeature
 
+from pyannote_prune.inference.chunks import fold_batch_norms
 from pyannote_prune.pipelines import SpeakerDiarization
-from pyannote_prune.pipelines.embeddings import fold_batch_norms
 from tests.pipelines.test_speaker_diarization import HYPER_PARAMETERS, in_memory, models
 
 

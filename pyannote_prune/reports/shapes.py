@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator
 
-from pyannote_prune.pipelines.plot import GREY, PALETTE, drawing
 from pyannote_prune.pruning import total_cost
+from pyannote_prune.reports.timeline import GREY, PALETTE, drawing
 from pyannote_prune.wavlm import PrunedWavLMConfig
 from pyannote_prune.wavlm.configuration import dense_family
 

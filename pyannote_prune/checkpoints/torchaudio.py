@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyannote_prune.checkpoints.diarizen import shape_from_weights
+from pyannote_prune.checkpoints.state_dict import build_backbone, canonical_state_dict
 from pyannote_prune.errors import InputError
-from pyannote_prune.interop.diarizen import shape_from_weights
-from pyannote_prune.interop.state_dict import build_backbone, canonical_state_dict
 from pyannote_prune.wavlm import PrunedWavLMModel
 
 # classes of checkpoints that are understood, and the head that theirs is

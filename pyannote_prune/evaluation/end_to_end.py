@@ -15,7 +15,7 @@ from pyannote.core import Annotation, SlidingWindowFeature
 from scipy.ndimage import median_filter as scipy_median_filter
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.evaluation.report import Column, Report, with_values
+from pyannote_prune.evaluation.results import Column, Report, with_values
 from pyannote_prune.evaluation.timing import PeakMemory, check_positive, interleave, machine, silent, synchronize
 from pyannote_prune.pipelines import SpeakerDiarization
 from pyannote_prune.pipelines.directory import load_pipeline

@@ -58,7 +58,7 @@ def plot_timeline(diarization: Annotation, waveform: np.ndarray, sample_rate: in
     waveform : (num_samples,) array
     sample_rate : int
     path : Path
-        A file of [`PICTURES`][pyannote_prune.pipelines.plot.PICTURES], by its extension.
+        A file of [`PICTURES`][pyannote_prune.reports.timeline.PICTURES], by its extension.
     """
     duration = len(waveform) / sample_rate
     lanes = len(diarization.labels()) + 1  # the last is for overlap

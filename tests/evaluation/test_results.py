@@ -3,7 +3,7 @@ import json
 
 from rich.console import Console
 
-from pyannote_prune.evaluation.report import Column, Report
+from pyannote_prune.evaluation.results import Column, Report
 
 REPORT = Report(
     title="Costs",

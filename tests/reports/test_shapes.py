@@ -3,7 +3,7 @@ import struct
 
 import pytest
 
-from pyannote_prune.evaluation.plot import plot_shapes
+from pyannote_prune.reports.shapes import plot_shapes
 from pyannote_prune.wavlm import PrunedWavLMConfig
 
 BASE = ("wavlm-base-s80-md", PrunedWavLMConfig.from_preset("wavlm-base-s80-md"))

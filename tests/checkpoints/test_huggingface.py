@@ -5,8 +5,8 @@ import torch
 from transformers import AutoFeatureExtractor, WavLMConfig, WavLMForXVector, WavLMModel
 
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
+from pyannote_prune.checkpoints import export_transformers, load_backbone
 from pyannote_prune.errors import InputError
-from pyannote_prune.interop import export_transformers, load_backbone
 from tests.conftest import states_of_transformers
 
 BASE_PLUS = WavLMConfig()

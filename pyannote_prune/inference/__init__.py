@@ -1,0 +1,1 @@
+"""How a model is executed: executors derived from it, windows, chunks, memory."""

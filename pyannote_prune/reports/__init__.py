@@ -1,0 +1,1 @@
+"""What people look at, made of results: tables, figures, cards, pages."""
