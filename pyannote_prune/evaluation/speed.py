@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation.results import Column, Report, with_values
 from pyannote_prune.evaluation.timing import check_positive, machine, matmul_peak, median_seconds, silent, synchronize
-from pyannote_prune.inference.windows import PRECISIONS
+from pyannote_prune.inference.prepare import PRECISIONS, prepare
 from pyannote_prune.pipelines.directory import find_device
 from pyannote_prune.pruning import total_cost
 from pyannote_prune.pruning.cost import SAMPLE_RATE
@@ -127,8 +127,10 @@ def benchmark_backbones(
     rows: list[dict[str, Any]] = []
     for precision in precisions:
         dtype = PRECISIONS[precision]
-        for candidate in candidates:
+        for index, candidate in enumerate(candidates):
             candidate.module.to(target, dtype)
+            if isinstance(candidate.module, PrunedWavLMModel):
+                candidates[index] = replace(candidate, forward=prepare(candidate.module, precision="float32"))
         peak = matmul_peak(dtype, target)
         for duration in durations:
             for batch_size in batch_sizes:

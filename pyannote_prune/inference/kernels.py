@@ -1,11 +1,8 @@
-"""Convolutions, linear layers and attention as a CPU computes them fastest.
+"""Convolutions, products and attention as a CPU computes them fastest.
 
 For float32, PyTorch multiplies matrices with MKL, which leaves out the widest vector instructions of AMD's
 processors, but convolves with oneDNN, which uses them on all. A linear layer is a convolution with a kernel
 of size 1; with channels last, neither copies anything.
-
-In training most of a CPU's time would go into memory: arrays of frames x frames for each head, written, read
-and kept. Attention therefore goes through a batch item by item, which fits the cache.
 """
 
 from __future__ import annotations
@@ -14,18 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-
-def is_plain_inference(x: Tensor) -> bool:
-    """Whether `x` is on a CPU, in full precision, and needs no gradient: what is written here is for that."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
-    )
+from torch import Tensor
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
@@ -50,6 +36,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Ten
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(..., in_features) -> (..., out_features)"""
+    if x.numel() == 0:
+        return F.linear(x, weight, bias)
     rows = x.reshape(1, -1, x.shape[-1])
     return convolve(rows, weight.unsqueeze(2), bias, stride=1).reshape(*x.shape[:-1], -1)
 
@@ -80,10 +68,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None = None
     return output.flatten(2)
 
 
-class TrainableAttention(torch.autograd.Function):
+class RecomputedAttention(torch.autograd.Function):
     """Scaled dot-product attention with a gated bias, and its gradients, one batch item at a time
 
-    Nothing of size (frames, frames) is kept for the backward pass: it computes the weights again, as in
+    In training most of a CPU's time would go into memory: arrays of frames x frames for each head, written, read
+    and kept. One item fits the cache, and the backward pass computes the weights again rather than keep them, as in
     FlashAttention (Dao et al., arXiv 2205.14135).
 
     Arguments of `apply`: query, key, value of (batch, heads, frames, head_dim); gate of (batch, heads,
@@ -102,7 +91,7 @@ class TrainableAttention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, gate, bias)
         output = torch.empty_like(query)
         for q, k, v, g, y in zip(query, key, value, gate, output):
-            y.copy_(torch.bmm(TrainableAttention.weights(q, k, g, bias), v))
+            y.copy_(torch.bmm(RecomputedAttention.weights(q, k, g, bias), v))
         return output
 
     @staticmethod
@@ -114,10 +103,11 @@ class TrainableAttention(torch.autograd.Function):
         grad_gate, grad_bias = torch.empty_like(gate), torch.zeros(bias.shape, dtype=bias.dtype)
         scale = query.shape[-1] ** -0.5
         for item, (q, k, v, g, dy) in enumerate(zip(query, key, value, gate, grad_output.contiguous())):
-            weights = TrainableAttention.weights(q, k, g, bias)
+            weights = RecomputedAttention.weights(q, k, g, bias)
             grad_value[item] = torch.bmm(weights.transpose(1, 2), dy)
-            grad_scores = torch.bmm(dy, v.transpose(1, 2))
-            grad_scores = torch.ops.aten._softmax_backward_data(grad_scores, weights, -1, weights.dtype)
+            grad_weights = torch.bmm(dy, v.transpose(1, 2))
+            # of the softmax
+            grad_scores = weights * (grad_weights - (grad_weights * weights).sum(-1, keepdim=True))
             grad_query[item] = torch.bmm(grad_scores, k).mul_(scale)
             grad_key[item] = torch.bmm(grad_scores.transpose(1, 2), q).mul_(scale)
             grad_scores = grad_scores.to(bias.dtype)
@@ -126,47 +116,50 @@ class TrainableAttention(torch.autograd.Function):
         return grad_query, grad_key, grad_value, grad_gate, grad_bias
 
 
-class Linear(nn.Linear):
-    """Same as `torch.nn.Linear`"""
+def kernel_spectrum(weight: Tensor, groups: int) -> Tensor:
+    """Conjugate spectrum of the kernels of a grouped convolution
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features)"""
-        if x.numel() == 0 or not is_plain_inference(x):
-            return super().forward(x)
-        return linear(x, self.weight, self.bias)
+    Parameters
+    ----------
+    weight : (out_channels, in_channels / groups, kernel_size) Tensor
+    groups : int
 
-
-class MultiheadAttention(nn.MultiheadAttention):
-    """Same as `torch.nn.MultiheadAttention`"""
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Sequences of (frames, batch, features), or (batch, frames, features) if `batch_first`"""
-        masked = key_padding_mask is not None or attn_mask is not None
-        alone = query is key is value and query.ndim == 3 and self.in_proj_weight is not None
-        if masked or need_weights or not alone or not is_plain_inference(query):
-            return super().forward(
-                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-            )
-        x = query if self.batch_first else query.transpose(0, 1)
-        packed = linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
-        output = self.out_proj(attend(*packed.permute(2, 0, 3, 1, 4)))
-        return output if self.batch_first else output.transpose(0, 1), None
+    Returns
+    -------
+    spectrum : (frequencies, groups, in_channels / groups, out_channels / groups) complex Tensor
+        Of twice the kernel size.
+    """
+    spectrum = torch.fft.rfft(weight, n=2 * weight.shape[2]).conj()
+    return spectrum.unflatten(0, (groups, -1)).permute(3, 0, 2, 1).resolve_conj().contiguous()
 
 
-def accelerate(module: nn.Module) -> None:
-    """Make linear layers and attention inside of a module, one of a library, those of this file."""
-    for child in module.modules():
-        if type(child) is nn.MultiheadAttention:
-            child.__class__ = MultiheadAttention
-        elif isinstance(child, nn.Linear):
-            child.__class__ = Linear
+def multiply_spectra(x: Tensor, spectrum: Tensor, bias: Tensor) -> Tensor:
+    """Convolution with "same" padding, block by block, as a product of spectra ("overlap-save")
+
+    Parameters
+    ----------
+    x : (batch, frames, channels) Tensor
+    spectrum : (frequencies, groups, channels / groups, channels / groups) complex Tensor
+        See [`kernel_spectrum`][pyannote_prune.inference.kernels.kernel_spectrum].
+    bias : (channels,) Tensor
+
+    Returns
+    -------
+    y : (batch, frames, channels) Tensor
+    """
+    batch, frames, _ = x.shape
+    frequencies, groups, width, _ = spectrum.shape
+    size = 2 * (frequencies - 1)
+    kernel_size = size // 2
+    hop = size - kernel_size + 1
+    blocks = -(-frames // hop)
+    left = kernel_size // 2
+    x = F.pad(x.transpose(1, 2), (left, blocks * hop + kernel_size - 1 - frames - left))
+    x = torch.fft.rfft(x.unfold(-1, size, hop))
+    # (batch, channels, blocks, frequencies) -> a matrix product for each frequency of each group
+    x = x.unflatten(1, (groups, width)).permute(4, 1, 0, 3, 2).reshape(frequencies * groups, -1, width)
+    y = torch.bmm(x, spectrum.flatten(0, 1))
+    y = y.view(frequencies, groups, batch, blocks, width).permute(2, 3, 1, 4, 0)
+    # correlation with a kernel wraps around at the end of a block
+    y = torch.fft.irfft(y, n=size)[..., :hop]
+    return y.permute(0, 1, 4, 2, 3).reshape(batch, blocks * hop, -1)[:, :frames] + bias

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,12 @@ import torch.nn.functional as F
 from pyannote.audio import Inference as UpstreamInference
 from pyannote.core import SlidingWindow, SlidingWindowFeature
 from torch import Tensor
-from torch.nn.utils import parametrize
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.inference.memory import within_memory
+from pyannote_prune.inference.prepare import PRECISIONS, Executor, prepare
 from pyannote_prune.models import WavLMSegmentation
 from pyannote_prune.models.segmentation import SegmentationModel
-from pyannote_prune.pruning import pad_feed_forward
-
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class SegmentationInference(UpstreamInference):
@@ -49,25 +45,17 @@ class SegmentationInference(UpstreamInference):
             raise InputError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}.")
         super().__init__(model, **kwargs)
         self.precision = precision
+        self._executor: Executor | None = None
 
     def to(self, device: torch.device) -> SegmentationInference:
-        """Move the model to a device; on those of CUDA, give it widths that tensor cores like"""
+        """Move the model to a device"""
+        self._executor = None
         super().to(device)
-        model: Any = self.model
-        if device.type == "cuda" and isinstance(model, WavLMSegmentation):
-            padded = pad_feed_forward(model.wavlm, multiple_of=8)
-            self.model: Any = model.with_backbone(padded).to(device).eval()
-            # derived once, rather than for each batch
-            parametrize.remove_parametrizations(self.model.wavlm.encoder.pos_conv_embed.conv, "weight")
         return self
 
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        precision = self.precision
-        if precision == "auto":
-            precision = "float16" if self.device.type == "cuda" else "float32"
-        with torch.autocast(self.device.type, PRECISIONS[precision], precision != "float32"):
-            yield
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files have the model alone: executors are prepared where they run"""
+        return {**self.__dict__, "_executor": None}
 
     def slide(self, waveform: Tensor, sample_rate: int, hook: Callable | None = None) -> SlidingWindowFeature:
         """Slide over a waveform
@@ -90,16 +78,18 @@ class SegmentationInference(UpstreamInference):
             self.batch_size = batch_size
             if not ours:
                 return UpstreamInference.slide(self, waveform, sample_rate, hook)
-            with self._autocast(), torch.inference_mode():
-                return self._slide(waveform[0], sample_rate, hook)
+            if self._executor is None:
+                self._executor = prepare(self.model, precision=self.precision)
+            with self._executor.running() as model:
+                return self._slide(model, waveform[0], sample_rate, hook)
 
         return within_memory(slide, self.batch_size, "segmentation")
 
-    def _slide(self, waveform: Tensor, sample_rate: int, hook: Callable | None) -> SlidingWindowFeature:
+    def _slide(self, model: Any, waveform: Tensor, sample_rate: int, hook: Callable | None) -> SlidingWindowFeature:
         window, step = self.model.audio.get_num_samples(self.duration), round(self.step * sample_rate)
         # the last one is completed with zeros
         num_windows = 1 + max(0, -(-(len(waveform) - window) // step))
-        score = _SharedFeatures(self.model, window, step) if self._shares(step) else _Windows(self.model, window, step)
+        score = (_SharedFeatures if self._shares(step) else _Windows)(model, window, step)
         # one by one, windows stay in the cache of a CPU
         batch_size = 1 if self.device.type == "cpu" else self.batch_size
         outputs = []

@@ -8,8 +8,6 @@ import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 
-from pyannote_prune.inference.kernels import Linear, accelerate
-
 
 class ConformerHead(nn.Module):
     """Projection, normalisation, Conformer (Gulati et al., arXiv 2005.08100) without position encoding
@@ -46,7 +44,7 @@ class ConformerHead(nn.Module):
         if hidden_size is None:
             hidden_size = in_features
         else:
-            self.projection = Linear(in_features, hidden_size)
+            self.projection = nn.Linear(in_features, hidden_size)
             self.layer_norm = nn.LayerNorm(hidden_size)
         self.conformer = torchaudio.models.Conformer(
             input_dim=hidden_size,
@@ -56,7 +54,6 @@ class ConformerHead(nn.Module):
             depthwise_conv_kernel_size=kernel_size,
             dropout=dropout,
         )
-        accelerate(self.conformer)
         sizes = [hidden_size] + [linear_size] * num_linear_layers
         self.out_features = sizes[-1]
         self.linear = _linear_layers(sizes)

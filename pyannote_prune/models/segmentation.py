@@ -23,6 +23,7 @@ from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.checkpoints.lightning import SAFE, VersionedCheckpoint, write_safe_checkpoint
 from pyannote_prune.errors import InputError, describe, describing
 from pyannote_prune.models.audio import Audio
+from pyannote_prune.models.executed import Executed
 from pyannote_prune.models.heads import ConformerHead, LSTMHead
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
 
@@ -70,7 +71,7 @@ def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
                 archive.writestr(name, content)
 
 
-class SegmentationModel(VersionedCheckpoint, Model):
+class SegmentationModel(Executed, VersionedCheckpoint, Model):
     """What our segmentation models share: everything but the front-end
 
     A front-end is a stack of convolutions over the waveform (kernel sizes and strides in samples are
@@ -147,7 +148,8 @@ class SegmentationModel(VersionedCheckpoint, Model):
         """
         if waveforms.ndim != 3 or waveforms.shape[1] != 1:
             raise InputError(f"Waveforms must be shaped (batch, 1, samples), got {tuple(waveforms.shape)}.")
-        return self.classify(self.features(waveforms[:, 0]))
+        model = self.executed()
+        return model.classify(model.features(waveforms[:, 0]))
 
     def classify(self, features: Tensor) -> Tensor:
         """(batch, frames, features) -> (batch, frames, classes)"""
@@ -219,10 +221,7 @@ class WavLMSegmentation(SegmentationModel):
         shape = _shape(wavlm)
         self.wavlm = load_backbone(wavlm) if shape is None else PrunedWavLMModel(shape)  # type: ignore[arg-type]
         self.wavlm.requires_grad_(not wavlm_frozen)
-        self.wavlm.feature_extractor.channel_scale.requires_grad_(False)
-        if self.wavlm.config.do_stable_layer_norm:
-            # it normalises the last hidden state, which is not what is mixed
-            self.wavlm.encoder.layer_norm.requires_grad_(False)
+        self._freeze_unused()
 
         config = self.wavlm.config
         # the shape, not where it came from: checkpoints stand alone
@@ -234,6 +233,19 @@ class WavLMSegmentation(SegmentationModel):
         self.layer_weights = nn.Parameter(torch.full((num_states,), 1 / num_states))
         self._build(head, head_args, config.hidden_size, config.conv_kernel, config.conv_stride)
 
+    def _freeze_unused(self) -> None:
+        """Keep out of training what is no weight, or not read."""
+        self.wavlm.feature_extractor.channel_scale.requires_grad_(False)
+        if self.wavlm.config.do_stable_layer_norm:
+            # it normalises the last hidden state, which is not what is mixed
+            self.wavlm.encoder.layer_norm.requires_grad_(False)
+
+    def unfreeze_by_name(self, modules: str | list[str], recurse: bool = True) -> list[str]:
+        """Train modules again, as upstream, but for what is never trained: channel scales, the unused normalisation"""
+        names = super().unfreeze_by_name(modules, recurse)
+        self._freeze_unused()
+        return names
+
     def with_backbone(self, backbone: PrunedWavLMModel) -> WavLMSegmentation:
         """Another model: this one's head and specifications on another backbone
 
@@ -242,18 +254,21 @@ class WavLMSegmentation(SegmentationModel):
         backbone : PrunedWavLMModel
             With as many layers, and as wide.
         """
-        model = WavLMSegmentation(wavlm=backbone.config, head=self.hparams.head, head_args=self.hparams.head_args)
+        model = WavLMSegmentation(backbone.config, self.hparams.wavlm_frozen, self.hparams.head, self.hparams.head_args)
         model.specifications = self.specifications
         model.setup()
         own = {key: tensor for key, tensor in self.state_dict().items() if key.startswith(HEAD_KEYS)}
         model.load_state_dict({**own, **{f"wavlm.{key}": tensor for key, tensor in backbone.state_dict().items()}})
         return model
 
+    def hidden_states(self, waveforms: Tensor) -> tuple[Tensor, ...]:
+        """Input and outputs of the layers of the backbone: (batch, samples) -> each (batch, frames, hidden_size)"""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.hparams.wavlm_frozen):
+            return self.executed().wavlm(waveforms, output_hidden_states=True, return_dict=True).hidden_states
+
     def features(self, waveforms: Tensor) -> Tensor:
         """(batch, samples) -> (batch, frames, hidden_size)"""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.hparams.wavlm_frozen):
-            states = self.wavlm(waveforms).hidden_states
-        return self.mix(states)
+        return self.mix(self.hidden_states(waveforms))
 
     def mix(self, states: Sequence[Tensor]) -> Tensor:
         """Hidden states, each (batch, frames, hidden_size) -> (batch, frames, hidden_size)"""

@@ -4,7 +4,7 @@ from pyannote_prune.pruning.controller import SparsityController
 from pyannote_prune.pruning.cost import Cost, Units, layer_costs, total_cost
 from pyannote_prune.pruning.gates import UNIT_KINDS, Gates, attach_gates, detach_gates
 from pyannote_prune.pruning.hard_concrete import HardConcrete
-from pyannote_prune.pruning.surgery import cut, pad_feed_forward
+from pyannote_prune.pruning.surgery import cut
 
 __all__ = [
     "UNIT_KINDS",
@@ -17,6 +17,5 @@ __all__ = [
     "cut",
     "detach_gates",
     "layer_costs",
-    "pad_feed_forward",
     "total_cost",
 ]

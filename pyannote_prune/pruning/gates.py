@@ -170,12 +170,10 @@ def attach_gates(model: PrunedWavLMModel, gates: Gates) -> None:
         if gates.find("channels", index) is None:
             continue
         _hook(model, layer.register_forward_hook(partial(_scale_output, gates, "channels", index)))
-        norms: list[Any] = [layer.layer_norm]
-        if index == len(convolutions) - 1:
-            norms.append(model.feature_projection.layer_norm)
-        for norm in norms:
-            if isinstance(norm, nn.LayerNorm):
-                norm.__dict__["forward"] = partial(_norm_over_living, gates, index, norm)
+        parents = [layer, model.feature_projection] if index == len(convolutions) - 1 else [layer]
+        for parent in parents:
+            if isinstance(parent.layer_norm, nn.LayerNorm):
+                parent.layer_norm = LivingLayerNorm(parent.layer_norm, gates, index)
 
     for index, layer in enumerate(model.encoder.layers):
         if gates.find("heads", index) is not None:
@@ -216,9 +214,9 @@ def detach_gates(model: PrunedWavLMModel) -> Gates:
     del model.gates
     for handle in model.__dict__.pop("_gate_hooks"):
         handle.remove()
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.__dict__.pop("forward", None)
+    for parent in (*model.feature_extractor.conv_layers, model.feature_projection):
+        if isinstance(parent.layer_norm, LivingLayerNorm):
+            parent.layer_norm = parent.layer_norm.ungated()
     return gates
 
 
@@ -248,12 +246,38 @@ def _scale_heads(gates: Gates, index: int, head_dim: int, module: nn.Module, inp
     return (inputs[0] * value.to(inputs[0].dtype),)
 
 
-def _norm_over_living(gates: Gates, index: int, norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """LayerNorm over the channels that live, which is what the compact model will compute; 0 for the dead."""
-    living = gates.value("channels", index) != 0
-    mask = living.to(x.dtype)
-    count = mask.sum().clamp(min=1)
-    mean = (x * mask).sum(-1, keepdim=True) / count
-    centred = (x - mean) * mask
-    variance = centred.square().sum(-1, keepdim=True) / count
-    return (centred * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias) * mask
+class LivingLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels that live, which is what the compact model computes; 0 for the dead
+
+    Parameters
+    ----------
+    norm : LayerNorm
+        Whose parameters it has.
+    gates : Gates
+    index : int
+        Convolution whose channels are normalised.
+    """
+
+    def __init__(self, norm: nn.LayerNorm, gates: Gates, index: int) -> None:
+        super().__init__(norm.normalized_shape, norm.eps, device="meta")
+        self.weight, self.bias = norm.weight, norm.bias
+        self.train(norm.training)
+        # no submodule: the backbone owns the gates
+        self._gates = (gates,)
+        self.index = index
+
+    def ungated(self) -> nn.LayerNorm:
+        """The normalisation that it stands for"""
+        norm = nn.LayerNorm(self.normalized_shape, self.eps, device="meta")
+        norm.weight, norm.bias = self.weight, self.bias
+        return norm.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) -> same shape"""
+        living = self._gates[0].value("channels", self.index) != 0
+        mask = living.to(x.dtype)
+        count = mask.sum().clamp(min=1)
+        mean = (x * mask).sum(-1, keepdim=True) / count
+        centred = (x - mean) * mask
+        variance = centred.square().sum(-1, keepdim=True) / count
+        return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias) * mask

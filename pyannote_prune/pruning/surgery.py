@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyannote_prune.pruning.gates import Gates, gates_of
@@ -58,39 +57,6 @@ def cut(model: PrunedWavLMModel) -> PrunedWavLMModel:
         state.pop("encoder.rel_attn_embed.weight", None)
 
     return _build(compact_config, state, model)
-
-
-@torch.no_grad()
-def pad_feed_forward(model: PrunedWavLMModel, multiple_of: int) -> PrunedWavLMModel:
-    """Same backbone, with units that do nothing: tensor cores want widths that are multiples of 8
-
-    Parameters
-    ----------
-    model : PrunedWavLMModel
-        Without gates. Left as it is.
-    multiple_of : int
-        Of what each feed-forward width becomes.
-
-    Returns
-    -------
-    padded : PrunedWavLMModel
-        In evaluation mode, on the device and of the type of `model`.
-    """
-    shape = model.config.shape_dict()
-    state = model.state_dict()
-    for index, width in enumerate(shape["intermediate_sizes"]):
-        extra = -width % multiple_of
-        if not extra:
-            continue
-        shape["intermediate_sizes"][index] += extra
-        layer = f"encoder.layers.{index}.feed_forward"
-        for name, padding in (
-            ("intermediate_dense.weight", (0, 0, 0, extra)),
-            ("intermediate_dense.bias", (0, extra)),
-            ("output_dense.weight", (0, extra)),
-        ):
-            state[f"{layer}.{name}"] = F.pad(state[f"{layer}.{name}"], padding)
-    return _build(PrunedWavLMConfig(**shape), state, model)
 
 
 def _build(config: PrunedWavLMConfig, state: dict[str, Tensor], like: PrunedWavLMModel) -> PrunedWavLMModel:

@@ -249,9 +249,9 @@ class StructuredPruning(SpeakerDiarization):
         if self.teacher.device != waveforms.device:
             self.teacher.to(waveforms.device)
         with torch.no_grad():
-            wanted = self.teacher.wavlm(waveforms).hidden_states
+            wanted = self.teacher.hidden_states(waveforms)
         if states is None:
-            states = self.model.wavlm(waveforms).hidden_states
+            states = self.model.hidden_states(waveforms)
         loss = distillation_loss(
             [states[layer] for layer in self.distilled_layers],
             [wanted[layer] for layer in self.distilled_layers],

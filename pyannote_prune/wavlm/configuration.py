@@ -37,7 +37,7 @@ class PrunedWavLMConfig(PretrainedConfig):
     """Shape of a (dense or pruned) WavLM backbone.
 
     Names and defaults follow `transformers.WavLMConfig`; what is per layer here is per model there.
-    Without arguments it is the shape of WavLM Base+.
+    Without arguments it is the shape of WavLM Base+. `output_hidden_states` defaults to True.
 
     Parameters
     ----------
@@ -150,6 +150,8 @@ class PrunedWavLMConfig(PretrainedConfig):
         # a sub-layer that is gone has no units: one spelling per shape
         self.remaining_heads = [h if has else [] for h, has in zip(self.remaining_heads, self.has_attention)]
         self.intermediate_sizes = [n if has else 0 for n, has in zip(self.intermediate_sizes, self.has_feed_forward)]
+        # what diarization reads
+        kwargs.setdefault("output_hidden_states", True)
         super().__init__(**kwargs)
 
     def _check_shape(self) -> None:

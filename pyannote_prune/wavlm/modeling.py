@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from os import PathLike
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.inference.kernels import Linear, TrainableAttention, attend, is_plain_inference
 from pyannote_prune.wavlm.configuration import PrunedWavLMConfig
 from pyannote_prune.wavlm.feature_extractor import FeatureExtractor
-from pyannote_prune.wavlm.positional import PositionalConvEmbedding
+from pyannote_prune.wavlm.positional import NormalizedConv1d, PositionalConvEmbedding, WeightNorm
+
+# smallest score that is finite in half precision too
+MASKED = -1e4
 
 
 class FeatureProjection(nn.Module):
@@ -25,33 +29,12 @@ class FeatureProjection(nn.Module):
     def __init__(self, config: PrunedWavLMConfig) -> None:
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.conv_dim[-1], eps=config.layer_norm_eps)
-        self.projection = Linear(config.conv_dim[-1], config.hidden_size)
+        self.projection = nn.Linear(config.conv_dim[-1], config.hidden_size)
         self.dropout = nn.Dropout(config.feat_proj_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, channels) -> (batch, frames, hidden_size)"""
         return self.dropout(self.projection(self.layer_norm(x)))
-
-
-@lru_cache(maxsize=32)
-def _relative_position_buckets(num_frames: int, num_buckets: int, max_distance: int, device: torch.device) -> Tensor:
-    """Bucket of each distance `key - query` from `1 - num_frames` to `num_frames - 1`.
-
-    T5's scheme (Raffel et al., arXiv 1910.10683), bidirectional: half of the buckets for each
-    sign; half of these for exact distances, the others logarithmic up to `max_distance`.
-    """
-    # kept between calls: a tensor made in inference mode could not take part in training afterwards
-    with torch.inference_mode(False):
-        # in float32 on CPU whatever the device, so that distances at an edge fall on one side everywhere
-        distance = torch.arange(1 - num_frames, num_frames)
-        per_sign = num_buckets // 2
-        exact = per_sign // 2
-        magnitude = distance.abs()
-        logarithmic = exact + torch.log(magnitude.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (
-            per_sign - exact
-        )
-        bucket = torch.where(magnitude < exact, magnitude, logarithmic.long().clamp(max=per_sign - 1))
-        return (bucket + (distance > 0) * per_sign).to(device)
 
 
 class BiasOnly(nn.Module):
@@ -77,58 +60,55 @@ class Attention(nn.Module):
 
     def __init__(self, config: PrunedWavLMConfig, index: int) -> None:
         super().__init__()
+        self.config = config
         self.heads = config.remaining_heads[index]
         self.total_heads = config.num_attention_heads
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         inner = len(self.heads) * self.head_dim
-        self.out_proj = Linear(inner, config.hidden_size) if self.heads else BiasOnly(config.hidden_size)
+        self.out_proj = nn.Linear(inner, config.hidden_size) if self.heads else BiasOnly(config.hidden_size)
         if self.heads:
-            self.qkv_proj = Linear(config.hidden_size, 3 * inner)
+            self.qkv_proj = nn.Linear(config.hidden_size, 3 * inner)
             self.gru_rel_pos_linear = nn.Linear(self.head_dim, 8)
             self.gru_rel_pos_const = nn.Parameter(torch.ones(self.total_heads))
             self.register_buffer("head_index", torch.tensor(self.heads), persistent=False)
 
     def gate(self, x: Tensor) -> Tensor:
         """(batch, frames, hidden_size) -> (batch, surviving heads, frames, 1)"""
-        batch, frames, _ = x.shape
-        # the 8 outputs are summed by fours: summing the weights first is the same, and cheaper
-        weight = self.gru_rel_pos_linear.weight.view(2, 4, -1).sum(1)
-        bias = self.gru_rel_pos_linear.bias.view(2, 4).sum(1)
-        a, b = F.linear(x.view(batch, frames, self.total_heads, -1), weight, bias).sigmoid().unbind(-1)
+        projected = self.gru_rel_pos_linear(x.unflatten(-1, (self.total_heads, -1)))
+        a, b = projected.unflatten(-1, (2, 4)).sum(-1).sigmoid().unbind(-1)
         gate = a * (b * self.gru_rel_pos_const - 1.0) + 2.0
         return gate[..., self.head_index].transpose(1, 2).unsqueeze(-1)
 
-    def forward(self, x: Tensor, distance_bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, position_bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Attend
 
         Parameters
         ----------
         x : (batch, frames, hidden_size) Tensor
-        distance_bias : (original heads, 2 * frames - 1) Tensor
-            Bias for each distance `key - query`, in increasing order. Unused where no head is left.
+        position_bias : (original heads, frames, frames) Tensor
+            Ungated, for each (query, key). Unused where no head is left.
+        mask : (batch, frames) Tensor of bool, optional
+            Which frames are attended to.
 
         Returns
         -------
         output : (batch, frames, hidden_size) Tensor
         """
-        batch, frames, _ = x.shape
-        if not self.heads or distance_bias is None:
+        if not self.heads or position_bias is None:
             return self.out_proj(x)
-        query, key_value = self.qkv_proj(x).tensor_split([len(self.heads) * self.head_dim], dim=-1)
-        query = query.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        # The (query, key) matrix of biases is constant along its diagonals. With keys in reverse order it
-        # is constant along anti-diagonals, which is a strided view of the distances: no copy, no gather.
-        key, value = key_value.flip(1).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-        bias = distance_bias[self.head_index].flip(-1).unfold(-1, frames, 1)
-        if is_plain_inference(x):
-            return self.out_proj(attend(query, key, value, self.gate(x), bias))
-        gate, dropout = self.gate(x), self.dropout if self.training else 0.0
-        if x.device.type == "cpu" and dropout == 0.0:
-            output = TrainableAttention.apply(query, key, value, gate.to(bias.dtype), bias)
+        query, key, value = self.qkv_proj(x).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
+        bias = self.gate(x) * position_bias[self.head_index]
+        if mask is not None:
+            bias = bias.masked_fill(~mask[:, None, None], MASKED)
+        dropout = self.dropout if self.training else 0.0
+        if self.config._attn_implementation == "eager":
+            weights = (query @ key.transpose(2, 3) * self.head_dim**-0.5 + bias).softmax(-1)
+            output = F.dropout(weights.to(value.dtype), dropout, self.training) @ value
         else:
-            output = F.scaled_dot_product_attention(query, key, value, attn_mask=gate * bias, dropout_p=dropout)
-        return self.out_proj(output.transpose(1, 2).reshape(batch, frames, -1))
+            bias = bias.to(query.dtype)
+            output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
+        return self.out_proj(output.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -137,9 +117,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: PrunedWavLMConfig, index: int) -> None:
         super().__init__()
         width, intermediate = config.hidden_size, config.intermediate_sizes[index]
-        self.intermediate_dense = Linear(width, intermediate) if intermediate else None
+        self.intermediate_dense = nn.Linear(width, intermediate) if intermediate else None
         self.intermediate_dropout = nn.Dropout(config.activation_dropout)
-        self.output_dense = Linear(intermediate, width) if intermediate else BiasOnly(width)
+        self.output_dense = nn.Linear(intermediate, width) if intermediate else BiasOnly(width)
         self.output_dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,7 +129,7 @@ class FeedForward(nn.Module):
         return self.output_dropout(self.output_dense(x))
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(GradientCheckpointingLayer):
     """One Transformer layer; either sub-layer may be missing.
 
     A post-norm layer applies both of its normalisations whatever is missing.
@@ -164,10 +144,10 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(config, index) if config.has_feed_forward[index] else None
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, distance_bias: Tensor | None) -> Tensor:
-        """(batch, frames, hidden_size) -> same shape"""
+    def forward(self, x: Tensor, position_bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """(batch, frames, hidden_size) -> same shape; the rest as in [`Attention`][]"""
         if self.attention is not None:
-            attended = self.attention(self.layer_norm(x) if self.pre_norm else x, distance_bias)
+            attended = self.attention(self.layer_norm(x) if self.pre_norm else x, position_bias, mask)
             x = x + self.dropout(attended)
         if not self.pre_norm:
             x = self.layer_norm(x)
@@ -176,12 +156,28 @@ class EncoderLayer(nn.Module):
         return x if self.pre_norm else self.final_layer_norm(x)
 
 
+def distance_buckets(num_buckets: int, max_distance: int) -> Tensor:
+    """Bucket of each distance between a query and an earlier key, (max_distance + 1,); greater ones share the last
+
+    T5's scheme (Raffel et al., arXiv 1910.10683): half of the buckets of a sign for exact distances, the others
+    logarithmic. A table, so that distances at an edge fall on one side on every device.
+    """
+    per_sign = num_buckets // 2
+    exact = per_sign // 2
+    distance = torch.arange(max_distance + 1, device="cpu")
+    logarithmic = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    bucket = exact + (logarithmic * (per_sign - exact)).long()
+    return torch.where(distance < exact, distance, bucket.clamp(max=per_sign - 1))
+
+
 class Encoder(nn.Module):
     """Position embedding and Transformer layers.
 
     The table of position biases belongs to the encoder, not to its first layer as in the original
     WavLM: it outlives that layer's attention.
     """
+
+    distance_buckets: Tensor
 
     def __init__(self, config: PrunedWavLMConfig) -> None:
         super().__init__()
@@ -192,28 +188,38 @@ class Encoder(nn.Module):
         self.rel_attn_embed: nn.Embedding | None = None
         if config.has_position_bias:
             self.rel_attn_embed = nn.Embedding(config.num_buckets, config.num_attention_heads)
+            buckets = distance_buckets(config.num_buckets, config.max_bucket_distance)
+            self.register_buffer("distance_buckets", buckets, persistent=False)
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
 
     def distance_bias(self, num_frames: int) -> Tensor | None:
         """Ungated position bias: (original heads, 2 * num_frames - 1), by increasing `key - query`."""
         if self.rel_attn_embed is None:
             return None
-        table = self.rel_attn_embed.weight
-        buckets = _relative_position_buckets(
-            num_frames, self.config.num_buckets, self.config.max_bucket_distance, table.device
-        )
-        return table[buckets].T
+        distance = torch.arange(1 - num_frames, num_frames, device=self.distance_buckets.device)
+        buckets = self.distance_buckets[distance.abs().clamp(max=self.config.max_bucket_distance)]
+        return self.rel_attn_embed(buckets + (distance > 0) * (self.config.num_buckets // 2)).T
 
-    def forward(self, x: Tensor) -> BaseModelOutput:
-        """(batch, frames, hidden_size) -> all hidden states"""
+    def position_bias(self, num_frames: int) -> Tensor | None:
+        """Ungated position bias: (original heads, num_frames, num_frames), for each (query, key)."""
+        by_distance = self.distance_bias(num_frames)
+        if by_distance is None:
+            return None
+        frame = torch.arange(num_frames, device=by_distance.device)
+        return by_distance[:, frame - frame[:, None] + num_frames - 1]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> BaseModelOutput:
+        """(batch, frames, hidden_size), and which frames count, (batch, frames) -> all hidden states"""
+        if mask is not None:
+            x = x * mask.unsqueeze(-1)
         x = x + self.pos_conv_embed(x)
         if not self.config.do_stable_layer_norm:
             x = self.layer_norm(x)
         x = self.dropout(x)
-        distance_bias = self.distance_bias(x.shape[1])
+        position_bias = self.position_bias(x.shape[1])
         hidden_states = [x]
         for layer in self.layers:
-            x = layer(x, distance_bias)
+            x = layer(x, position_bias, mask)
             hidden_states.append(x)
         if self.config.do_stable_layer_norm:
             x = self.layer_norm(x)
@@ -227,7 +233,7 @@ class PrunedWavLMModel(PreTrainedModel):
     ----------
     config : PrunedWavLMConfig
         Shape. Weights are random: see `from_pretrained`, or
-        [`load_backbone`][pyannote_prune.checkpoints.load_backbone] for foreign checkpoints.
+        [`load_backbone`][pyannote_prune.interop.load_backbone] for foreign checkpoints.
     """
 
     config: PrunedWavLMConfig
@@ -235,6 +241,7 @@ class PrunedWavLMModel(PreTrainedModel):
     base_model_prefix = "wavlm"
     main_input_name = "input_values"
     input_modalities = "audio"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
 
     def __init__(self, config: PrunedWavLMConfig) -> None:
@@ -252,10 +259,20 @@ class PrunedWavLMModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, FeatureExtractor):
             init.ones_(module.channel_scale)
+        elif isinstance(module, WeightNorm):
+            # as PyTorch draws convolutions
+            bound = math.prod(module.original1.shape[1:]) ** -0.5
+            init.uniform_(module.original1, -bound, bound)
+            init.copy_(module.original0, module.magnitude(module.original1))
+        elif isinstance(module, NormalizedConv1d):
+            init.zeros_(module.bias)
         elif isinstance(module, Attention) and module.heads:
             init.ones_(module.gru_rel_pos_const)
-            # not saved, hence to be made again after loading
+            # buffers that are not saved are to be made again after loading
             init.copy_(module.head_index, torch.tensor(module.heads))
+        elif isinstance(module, Encoder) and module.rel_attn_embed is not None:
+            table = distance_buckets(self.config.num_buckets, self.config.max_bucket_distance)
+            init.copy_(module.distance_buckets, table)
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames that come out of `num_samples` samples (0 when there are too few)."""
@@ -269,42 +286,115 @@ class PrunedWavLMModel(PreTrainedModel):
         return math.prod(self.config.conv_stride)
 
     @property
+    def receptive_field_size(self) -> int:
+        """Number of samples that one frame of `local_features` is computed from."""
+        size = 1
+        for kernel, stride in zip(reversed(self.config.conv_kernel), reversed(self.config.conv_stride)):
+            size = (size - 1) * stride + kernel
+        return size
+
+    @property
     def has_local_features(self) -> bool:
         """Whether a frame of `local_features` depends on the samples below it alone."""
         return self.config.feat_extract_norm == "layer" and not self.config.normalize_waveform
 
-    def local_features(self, input_values: Tensor) -> Tensor:
+    def freeze_feature_encoder(self) -> None:
+        """Keep the convolutions as they are while training, as in `transformers.WavLMModel`"""
+        self.feature_extractor.requires_grad_(False)
+
+    def local_features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """What the Transformer is given: (batch, samples) waveforms -> (batch, frames, hidden_size)"""
         if self.config.normalize_waveform:
-            input_values = F.layer_norm(input_values, input_values.shape[-1:])
+            input_values = _normalize(input_values, attention_mask)
         return self.feature_projection(self.feature_extractor(input_values))
 
-    def encode(self, local_features: Tensor) -> BaseModelOutput:
-        """What the Transformer makes of it: (batch, frames, hidden_size) -> all hidden states"""
-        return self.encoder(local_features)
+    def encode(self, local_features: Tensor, mask: Tensor | None = None) -> BaseModelOutput:
+        """What the Transformer makes of it: (batch, frames, hidden_size) -> all hidden states
 
-    def forward(self, input_values: Tensor) -> BaseModelOutput:
+        Parameters
+        ----------
+        local_features : (batch, frames, hidden_size) Tensor
+        mask : (batch, frames) Tensor of bool, optional
+            Which frames count.
+        """
+        return self.encoder(local_features, mask)
+
+    def forward(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple[Any, ...]:
         """Extract features
 
         Parameters
         ----------
         input_values : (batch, samples) Tensor
             Waveforms sampled at 16 kHz.
+        attention_mask : (batch, samples) Tensor, optional
+            1 for samples, 0 for the padding after them. Where the extractor normalises over time (`feat_extract_norm`
+            "group"), padding changes the features, as in `transformers.WavLMModel`.
+        output_attentions : bool, optional
+            Refused if true: attention is computed without its weights.
+        output_hidden_states, return_dict : bool, optional
+            Default to those of the configuration, both true unless it says otherwise.
 
         Returns
         -------
-        output : BaseModelOutput
-            `hidden_states`: tuple of num_hidden_layers + 1 tensors shaped (batch, frames, hidden_size):
-            the input of the first layer and the output of every layer. `last_hidden_state`: the last of
-            them, normalised if `do_stable_layer_norm`. Both as in `transformers.WavLMModel`.
+        output : BaseModelOutput, or a tuple of its values unless `return_dict`
+            `last_hidden_state`: (batch, frames, hidden_size), the output of the last layer, normalised if
+            `do_stable_layer_norm`. `hidden_states`: tuple of num_hidden_layers + 1 tensors of that shape, the input
+            of the first layer and the output of every layer. Both as in `transformers.WavLMModel`.
 
         Raises
         ------
         InputError
-            When the waveforms are not shaped (batch, samples) or too short for one frame.
+            When the waveforms are not shaped (batch, samples) or too short for one frame, when the mask is of another
+            shape, or when attentions are asked for.
         """
         if input_values.ndim != 2:
             raise InputError(f"Waveforms must be shaped (batch, samples), got {tuple(input_values.shape)}.")
-        if self.num_frames(input_values.shape[1]) < 1:
+        if input_values.shape[1] < self.receptive_field_size:
             raise InputError(f"Waveforms of {input_values.shape[1]} samples are too short for one frame.")
-        return self.encode(self.local_features(input_values))
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise InputError("output_attentions is not supported: attention is computed without its weights.")
+        if attention_mask is not None and attention_mask.shape != input_values.shape:
+            raise InputError(
+                f"attention_mask must have the shape of the waveforms, {tuple(input_values.shape)}, got "
+                f"{tuple(attention_mask.shape)}."
+            )
+        features = self.local_features(input_values, attention_mask)
+        output = self.encode(features, self._frame_mask(attention_mask, features.shape[1]))
+        if not (self.config.output_hidden_states if output_hidden_states is None else output_hidden_states):
+            output.hidden_states = None
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _frame_mask(self, attention_mask: Tensor | None, num_frames: int) -> Tensor | None:
+        """Which frames are computed from samples alone, (batch, frames) of bool."""
+        if attention_mask is None:
+            return None
+        lengths = attention_mask.sum(-1)
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride):
+            lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
+        return torch.arange(num_frames, device=lengths.device) < lengths.unsqueeze(-1)
+
+    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save configuration, weights, and a `preprocessor_config.json`: arguments as upstream"""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        # the model normalises waveforms by itself, where it does
+        preprocessor = Wav2Vec2FeatureExtractor(
+            do_normalize=False, return_attention_mask=self.config.feat_extract_norm == "layer"
+        )
+        preprocessor.save_pretrained(save_directory)
+
+
+def _normalize(waveforms: Tensor, mask: Tensor | None) -> Tensor:
+    """Zero mean and unit variance of each waveform, (batch, samples), over the samples that count; zeros elsewhere."""
+    if mask is None:
+        return F.layer_norm(waveforms, waveforms.shape[-1:])
+    mask = mask.to(waveforms.dtype)
+    count = mask.sum(-1, keepdim=True).clamp(min=1)
+    centred = (waveforms - (waveforms * mask).sum(-1, keepdim=True) / count) * mask
+    return centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / count + 1e-5)

@@ -16,7 +16,6 @@ from pyannote_prune.pruning import (
     attach_gates,
     cut,
     detach_gates,
-    pad_feed_forward,
     total_cost,
 )
 from pyannote_prune.wavlm.configuration import dense_family
@@ -341,25 +340,3 @@ def test_bad_arguments():
         SparsityController(gates, 0.9, 10)
     with pytest.raises(InputError, match="another shape"):
         attach_gates(noisy_backbone(small_config(hidden_size=16)), gates)
-
-
-@pytest.mark.parametrize("stable", [False, True])
-def test_padded_feed_forward(stable):
-    config = PrunedWavLMConfig(
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_sizes=[5, 8, 0, 17],
-        has_feed_forward=[True, True, False, True],
-        conv_dim=[6] * 7,
-        num_conv_pos_embedding_groups=2,
-        do_stable_layer_norm=stable,
-    )
-    model = PrunedWavLMModel(config).eval()
-    padded = pad_feed_forward(model, 8)
-    assert padded.config.intermediate_sizes == [8, 8, 0, 24]
-    assert model.config.intermediate_sizes == [5, 8, 0, 17]
-    waveforms = torch.randn(2, 4000)
-    with torch.inference_mode():
-        for mine, wanted in zip(padded(waveforms).hidden_states, model(waveforms).hidden_states):
-            torch.testing.assert_close(mine, wanted, atol=1e-5, rtol=1e-5)

@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +7,6 @@ from transformers import AutoConfig, AutoModel, WavLMConfig, WavLMModel
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
 from pyannote_prune.checkpoints.state_dict import build_backbone, canonical_state_dict
 from pyannote_prune.errors import InputError
-from pyannote_prune.inference.kernels import Linear, TrainableAttention, accelerate
 from tests.conftest import states_of_transformers
 
 NUM_HEADS, HEAD_DIM, NUM_LAYERS, WIDTH = 4, 8, 3, 12
@@ -178,19 +175,6 @@ def test_gradients_equal_those_of_transformers(stable):
     torch.testing.assert_close(*gradients)
 
 
-@given(batch=st.integers(1, 2), heads=st.integers(1, 2), frames=st.integers(1, 4), head_dim=st.integers(1, 3))
-@settings(max_examples=10, deadline=None)
-def test_attention_and_its_gradients(batch, heads, frames, head_dim):
-    def double(*shape):
-        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-
-    query, key, value = (double(batch, heads, frames, head_dim) for _ in range(3))
-    gate, bias = double(batch, heads, frames, 1), double(heads, frames, frames)
-    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=gate * bias)
-    torch.testing.assert_close(TrainableAttention.apply(query, key, value, gate, bias), expected)
-    assert torch.autograd.gradcheck(TrainableAttention.apply, (query, key, value, gate, bias))
-
-
 def test_normalises_each_waveform():
     model = PrunedWavLMModel(PrunedWavLMConfig(**SHAPE, normalize_waveform=True, feat_extract_norm="layer")).eval()
     waveforms = torch.randn(2, 4000)
@@ -216,94 +200,3 @@ def test_bad_waveforms():
         model(torch.randn(1, 399))
     with pytest.raises(InputError, match=r"\(1, 1, 4000\)"):
         model(torch.randn(1, 1, 4000))
-
-
-@given(
-    channels=st.lists(st.integers(1, 20), min_size=3, max_size=5),
-    norm=st.sampled_from(["group", "layer"]),
-    bias=st.booleans(),
-    num_samples=st.integers(200, 60_000),
-    offset=st.sampled_from([0.0, 3.0]),
-)
-@settings(max_examples=30, deadline=None)
-def test_extractor_by_blocks(channels, norm, bias, num_samples, offset):
-    config = PrunedWavLMConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        conv_dim=channels,
-        conv_kernel=[10, 3, 3, 2, 2][: len(channels)],
-        conv_stride=[5, 2, 2, 2, 2][: len(channels)],
-        conv_bias=bias,
-        feat_extract_norm=norm,
-    )
-    extractor = PrunedWavLMModel(config).feature_extractor
-    for parameter in extractor.parameters():
-        torch.nn.init.normal_(parameter, mean=0.1)
-    waveforms = torch.randn(2, num_samples) + offset
-    layer_by_layer = extractor(waveforms)
-    assert layer_by_layer.requires_grad
-    with torch.no_grad():
-        torch.testing.assert_close(extractor(waveforms), layer_by_layer, atol=1e-3, rtol=1e-3)
-
-
-@given(
-    kernel_size=st.integers(1, 40),
-    groups=st.sampled_from([1, 2, 4]),
-    frames=st.integers(1, 130),
-    batch=st.integers(1, 3),
-)
-@settings(max_examples=30, deadline=None)
-def test_positions_by_spectra(kernel_size, groups, frames, batch):
-    config = PrunedWavLMConfig(
-        hidden_size=16,
-        num_attention_heads=2,
-        num_conv_pos_embeddings=kernel_size,
-        num_conv_pos_embedding_groups=groups,
-    )
-    embedding = PrunedWavLMModel(config).encoder.pos_conv_embed
-    x = torch.randn(batch, frames, 16, requires_grad=True)
-    sources = [x, *embedding.parameters()]
-    for _ in range(2):
-        convolved = torch.nn.functional.gelu(embedding.conv(x.transpose(1, 2))[..., :frames]).transpose(1, 2)
-        output = embedding(x)
-        direction = torch.randn(output.shape)
-        with torch.inference_mode():
-            torch.testing.assert_close(embedding(x), convolved, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(output, convolved, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(
-            torch.autograd.grad(output, sources, direction),
-            torch.autograd.grad(convolved, sources, direction),
-            atol=1e-4,
-            rtol=1e-4,
-        )
-        with torch.no_grad():  # spectra that are kept must follow
-            embedding.conv.parametrizations.weight.original0.mul_(1.5)
-            embedding.conv.bias.add_(1.0)
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
-def test_multihead_attention(batch_first, bias):
-    theirs = torch.nn.MultiheadAttention(24, 4, batch_first=batch_first, bias=bias).eval()
-    ours = copy.deepcopy(theirs)
-    accelerate(ours)
-    assert type(ours) is not type(theirs)
-    x, other = torch.randn(7, 3, 24), torch.randn(7, 3, 24)
-    mask = torch.zeros(*((7, 3) if batch_first else (3, 7)), dtype=torch.bool)
-    mask[:, 1] = True
-    with torch.no_grad():
-        for inputs in ((x, x, x), (x, other, other)):
-            for options in ({"need_weights": False}, {}, {"need_weights": False, "key_padding_mask": mask}):
-                actual, wanted = ours(*inputs, **options), theirs(*inputs, **options)
-                torch.testing.assert_close(actual[0], wanted[0], atol=1e-5, rtol=1e-5)
-                assert (actual[1] is None) == (wanted[1] is None)
-
-
-@given(rows=st.lists(st.integers(0, 5), max_size=3), sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)))
-@settings(max_examples=30, deadline=None)
-def test_linear(rows, sizes):
-    linear = Linear(*sizes, bias=rows != [])
-    x = torch.randn(*rows, sizes[0])
-    with torch.no_grad():
-        torch.testing.assert_close(linear(x), x @ linear.weight.T + (0 if linear.bias is None else linear.bias))

@@ -1,0 +1,247 @@
+"""Modules as a CPU executes them, in float32: products by oneDNN, blocks that fit the cache, spectra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from pyannote_prune.inference.derive import Replacements, share, sharing
+from pyannote_prune.inference.kernels import (
+    RecomputedAttention,
+    attend,
+    convolve,
+    kernel_spectrum,
+    linear,
+    multiply_spectra,
+)
+from pyannote_prune.wavlm.feature_extractor import ConvLayer, FeatureExtractor
+from pyannote_prune.wavlm.modeling import MASKED, Attention, Encoder
+from pyannote_prune.wavlm.positional import PositionalConvEmbedding
+
+# Rows (time steps) of the first convolution that are computed at a time, and how many convolutions
+# are: what they put out stays in the cache. The others have little to put out.
+_BLOCK_ROWS = 4096
+_BLOCK_DEPTH = 3
+
+
+class FastLinear(nn.Linear):
+    """`torch.nn.Linear` by oneDNN"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)"""
+        return linear(x, self.weight, self.bias)
+
+
+class FastMultiheadAttention(nn.MultiheadAttention):
+    """`torch.nn.MultiheadAttention` of a sequence to itself, without mask"""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
+        """Sequences of (frames, batch, features), or (batch, frames, features) if `batch_first`"""
+        masked = kwargs.get("key_padding_mask") is not None or kwargs.get("attn_mask") is not None
+        alone = query is key is value and query.ndim == 3 and self.in_proj_weight is not None
+        if args or masked or kwargs.get("need_weights", True) or not alone:
+            return super().forward(query, key, value, *args, **kwargs)
+        x = query if self.batch_first else query.transpose(0, 1)
+        packed = linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
+        output = self.out_proj(attend(*packed.permute(2, 0, 3, 1, 4)))
+        return output if self.batch_first else output.transpose(0, 1), None
+
+
+class DistanceEncoder(Encoder):
+    """Encoder whose layers are given the position bias by distance: see [`BackwardKeys`][]"""
+
+    def position_bias(self, num_frames: int) -> Tensor | None:
+        """(original heads, 2 * num_frames - 1), by increasing `key - query`"""
+        return self.distance_bias(num_frames)
+
+
+class BackwardKeys(Attention):
+    """Attention whose keys go backwards
+
+    The (query, key) matrix of biases is constant along its diagonals. With keys in reverse order it is constant along
+    anti-diagonals, which is a strided view of the distances: no copy, no gather.
+    """
+
+    def gate(self, x: Tensor) -> Tensor:
+        """(batch, frames, hidden_size) -> (batch, surviving heads, frames, 1)"""
+        # the 8 outputs are summed by fours: summing the weights first is the same, and cheaper
+        weight = self.gru_rel_pos_linear.weight.view(2, 4, -1).sum(1)
+        bias = self.gru_rel_pos_linear.bias.view(2, 4).sum(1)
+        a, b = F.linear(x.unflatten(-1, (self.total_heads, -1)), weight, bias).sigmoid().unbind(-1)
+        gate = a * (b * self.gru_rel_pos_const - 1.0) + 2.0
+        return gate[..., self.head_index].transpose(1, 2).unsqueeze(-1)
+
+    def forward(self, x: Tensor, position_bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """As in [`Attention`][], with a `position_bias` by distance"""
+        if not self.heads or position_bias is None:
+            return self.out_proj(x)
+        query, key_value = self.qkv_proj(x).tensor_split([len(self.heads) * self.head_dim], dim=-1)
+        query = query.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        key, value = key_value.flip(1).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
+        bias = position_bias[self.head_index].flip(-1).unfold(-1, x.shape[1], 1)
+        gate = self.gate(x)
+        if mask is None:
+            return self.out_proj(self.attend(query, key, value, gate, bias))
+        scores = (gate * bias).masked_fill(~mask.flip(-1)[:, None, None], MASKED)
+        return self.out_proj(self._attend_by_sdpa(query, key, value, scores))
+
+    def _attend_by_sdpa(self, query: Tensor, key: Tensor, value: Tensor, scores: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        output = F.scaled_dot_product_attention(query, key, value, scores.to(query.dtype), dropout)
+        return output.transpose(1, 2).flatten(2)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor, bias: Tensor) -> Tensor:
+        """Arguments as in `kernels.attend` -> (batch, frames, surviving heads * head_dim)"""
+        return attend(query, key, value, gate, bias)
+
+
+class TrainableBackwardKeys(BackwardKeys):
+    """The same, with gradients"""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor, bias: Tensor) -> Tensor:
+        """Arguments as in `kernels.attend` -> (batch, frames, surviving heads * head_dim)"""
+        if self.training and self.dropout:
+            return self._attend_by_sdpa(query, key, value, gate * bias)
+        output = RecomputedAttention.apply(query, key, value, gate.to(bias.dtype), bias)
+        return output.transpose(1, 2).flatten(2)
+
+
+class SpectralPositional(PositionalConvEmbedding):
+    """Position embedding by products of spectra, several times faster: its kernel is long (128 frames)"""
+
+    def spectrum(self) -> Tensor:
+        """Of the kernels as they are"""
+        return kernel_spectrum(self.conv.weight, self.conv.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, frames, hidden_size) -> (batch, frames, hidden_size)"""
+        dtype = self.conv.bias.dtype
+        with torch.autocast("cpu", enabled=False):  # half precision has no Fourier transform
+            return F.gelu(multiply_spectra(x.to(dtype), self.spectrum(), self.conv.bias))
+
+
+class FrozenPositional(SpectralPositional):
+    """The same, with spectra of the weights at the time when it is made"""
+
+    known: Tensor
+
+    def spectrum(self) -> Tensor:
+        """Of the kernels as they were"""
+        return self.known
+
+
+def _freeze(module: nn.Module) -> FrozenPositional:
+    twin = share(module, FrozenPositional)
+    twin.__dict__["known"] = SpectralPositional.spectrum(twin).detach()
+    return twin
+
+
+class ChannelsLast(ConvLayer):
+    """Convolution with channels last in memory: the normalisation and the next layer read what is contiguous"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, time) -> (batch, out_channels, shorter time)"""
+        if isinstance(self.layer_norm, nn.GroupNorm):
+            return super().forward(x)
+        x = convolve(x.transpose(1, 2).contiguous(), self.conv.weight, self.conv.bias, self.conv.stride[0])
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return F.gelu(x).transpose(1, 2)
+
+
+class BlockExtractor(FeatureExtractor):
+    """Feature extractor that goes block by block: its first layers put out a hundred megabytes for a few seconds"""
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, frames, channels)"""
+        return torch.stack([self._extract(waveform) for waveform in waveforms]) * self.channel_scale
+
+    def _extract(self, waveform: Tensor) -> Tensor:
+        """(samples,) -> (frames, channels)"""
+        layers = [_Folded(layer, waveform) for layer in self.conv_layers]
+        depth = min(_BLOCK_DEPTH, len(layers))
+        # samples between two rows of the deepest layer of a block, and samples that one is computed from
+        num_rows, hop, field = len(waveform), 1, 1
+        for layer in layers[:depth]:
+            num_rows = (num_rows - layer.kernel_size) // layer.stride + 1
+            field += (layer.kernel_size - 1) * hop
+            hop *= layer.stride
+        size = max(1, _BLOCK_ROWS * layers[0].stride // hop)
+
+        blocks = []
+        for first in range(0, num_rows, size):
+            last = min(first + size, num_rows)
+            x = waveform[first * hop : (last - 1) * hop + field].view(1, -1, 1)
+            for layer in layers[:depth]:
+                x = layer(x)
+            blocks.append(x)
+        x = torch.cat(blocks, dim=1)
+        for layer in layers[depth:]:
+            x = layer(x)
+        return x[0]
+
+
+class _Folded:
+    """One convolution with its normalisation, (1, time, in_channels) -> (1, shorter time, out_channels)
+
+    Normalisation over time, once the waveform is known, is a scale and an offset of each channel, which are
+    folded into the convolution.
+    """
+
+    def __init__(self, layer: nn.Module, waveform: Tensor) -> None:
+        assert isinstance(layer, ConvLayer)
+        conv, norm = layer.conv, layer.layer_norm
+        self.kernel_size, self.stride = conv.kernel_size[0], conv.stride[0]
+        self.weight, self.bias = conv.weight, conv.bias
+        self.norm = norm if isinstance(norm, nn.LayerNorm) else None
+        if isinstance(norm, nn.GroupNorm):
+            mean, variance = _output_statistics(conv, waveform)
+            scale = norm.weight * torch.rsqrt(variance + norm.eps)
+            self.weight = conv.weight * scale[:, None, None]
+            # the bias of the convolution is part of the mean, and goes with it
+            self.bias = norm.bias - (mean - (0 if conv.bias is None else conv.bias)) * scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = convolve(x, self.weight, self.bias, self.stride)
+        if self.norm is not None:
+            x = F.layer_norm(x, x.shape[2:], self.norm.weight, self.norm.bias, self.norm.eps)
+        return F.gelu(x)
+
+
+def _output_statistics(conv: nn.Conv1d, waveform: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over time of each channel that a convolution puts out, (channels,) both
+
+    From the mean and covariance of what it sees: a few numbers, instead of all its output.
+    """
+    offset = waveform.mean()
+    seen = (waveform - offset).unfold(0, conv.kernel_size[0], conv.stride[0])
+    weight = conv.weight[:, 0]
+    mean = seen.mean(0)
+    covariance = seen.T @ seen / len(seen) - torch.outer(mean, mean)
+    variance = ((weight @ covariance) * weight).sum(1)
+    mean = weight @ (mean + offset) + (0 if conv.bias is None else conv.bias)
+    return mean, variance
+
+
+# plain inference in float32
+FROZEN: Replacements = {
+    nn.Linear: sharing(FastLinear),
+    NonDynamicallyQuantizableLinear: sharing(FastLinear),
+    nn.MultiheadAttention: sharing(FastMultiheadAttention),
+    Encoder: sharing(DistanceEncoder),
+    Attention: sharing(BackwardKeys),
+    PositionalConvEmbedding: _freeze,
+    FeatureExtractor: sharing(BlockExtractor),
+}
+
+# whatever needs gradients, gates or autocast: each part computes what the reference computes
+TRAINABLE: Replacements = {
+    Encoder: sharing(DistanceEncoder),
+    Attention: sharing(TrainableBackwardKeys),
+    PositionalConvEmbedding: sharing(SpectralPositional),
+    ConvLayer: sharing(ChannelsLast),
+}

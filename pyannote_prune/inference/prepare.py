@@ -1,0 +1,101 @@
+"""From a model to what executes it on a device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.inference import cpu, cuda
+from pyannote_prune.inference.derive import Replacements, derive
+from pyannote_prune.pruning import Gates
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Executor:
+    """A model as a device executes it, for inference alone
+
+    Parameters
+    ----------
+    module : Module
+        Twin of the model: same methods, same numbers.
+    device : torch.device
+    precision : {"float32", "float16", "bfloat16"}
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, precision: str) -> None:
+        self.module: Any = module
+        self.device = device
+        self.precision = precision
+
+    @contextmanager
+    def running(self) -> Iterator[Any]:
+        """The twin, in a context without gradients where it computes in its precision"""
+        half = self.precision != "float32"
+        with torch.inference_mode(), torch.autocast(self.device.type, PRECISIONS[self.precision], half):
+            yield self.module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model gives"""
+        with self.running() as module:
+            return module(*args, **kwargs)
+
+
+def prepare(model: nn.Module, device: torch.device | str | None = None, precision: str = "auto") -> Executor:
+    """Prepare a model for inference on a device
+
+    Parameters
+    ----------
+    model : Module
+        A backbone, or a pyannote model. Left as it is. Its weights at this moment are what is executed.
+    device : torch.device or str, optional
+        Defaults to that of the model.
+    precision : {"auto", "float32", "float16", "bfloat16"}, optional
+        "auto" (default) is float16 on CUDA devices, float32 on others.
+
+    Returns
+    -------
+    executor : Executor
+        Gives the output of the model: to 1e-5 in float32.
+
+    Raises
+    ------
+    InputError
+        When there is no such precision.
+    """
+    if precision != "auto" and precision not in PRECISIONS:
+        raise InputError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}.")
+    first = next(model.parameters())
+    target = first.device if device is None else torch.device(device)
+    if precision == "auto":
+        precision = "float16" if target.type == "cuda" else "float32"
+    if target != first.device:
+        model = copy.deepcopy(model).to(target)
+    return Executor(derive(model, _replacements(model, target, precision)), target, precision)
+
+
+def trainable(model: nn.Module) -> Any:
+    """Twin of a model on a CPU that computes gradients faster; they reach the parameters of the model
+
+    Parameters
+    ----------
+    model : Module
+        With gates or not, in training mode or not, in any precision.
+    """
+    return derive(model, cpu.TRAINABLE)
+
+
+def _replacements(model: nn.Module, device: torch.device, precision: str) -> Replacements:
+    gated = any(isinstance(module, Gates) for module in model.modules())
+    if device.type == "cuda":
+        return {} if gated else cuda.FROZEN
+    if device.type != "cpu":
+        return {}
+    plain = precision == "float32" and next(model.parameters()).dtype == torch.float32
+    return cpu.FROZEN if plain and not gated and torch.backends.mkldnn.is_available() else cpu.TRAINABLE

@@ -1,0 +1,247 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
+from pyannote_prune.errors import InputError
+from pyannote_prune.inference import cpu, cuda, prepare, trainable
+from pyannote_prune.inference.derive import derive
+from pyannote_prune.models import WavLMSegmentation
+from pyannote_prune.models.loading import segmentation_specifications
+from pyannote_prune.pruning import Gates, attach_gates, detach_gates
+
+HEADS = {
+    "conformer": {"hidden_size": 16, "ffn_dim": 24, "num_heads": 2, "num_layers": 1, "kernel_size": 3},
+    "lstm": {"hidden_size": 8, "num_layers": 1},
+}
+
+
+@st.composite
+def shapes(draw):
+    """Small backbones, pruned in every way."""
+    num_layers, num_heads = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 4]))
+
+    def per_layer(one):
+        return draw(st.lists(one, min_size=num_layers, max_size=num_layers))
+
+    return PrunedWavLMConfig(
+        hidden_size=16,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        remaining_heads=per_layer(st.lists(st.integers(0, num_heads - 1), unique=True).map(sorted)),
+        has_attention=per_layer(st.sampled_from([True, True, True, False])),
+        has_feed_forward=per_layer(st.sampled_from([True, True, True, False])),
+        intermediate_sizes=per_layer(st.integers(0, 20)),
+        # normalisations over two channels that are nearly equal multiply rounding errors by hundreds
+        conv_dim=draw(st.lists(st.integers(4, 12), min_size=7, max_size=7)),
+        conv_bias=draw(st.booleans()),
+        feat_extract_norm=draw(st.sampled_from(["group", "layer"])),
+        do_stable_layer_norm=draw(st.booleans()),
+        normalize_waveform=draw(st.booleans()),
+        num_conv_pos_embeddings=draw(st.integers(1, 17)),
+        num_conv_pos_embedding_groups=draw(st.sampled_from([1, 2, 4])),
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        feat_proj_dropout=0.0,
+    )
+
+
+def segmentation_of(shape, head="conformer"):
+    model = WavLMSegmentation(wavlm=shape, head=head, head_args=HEADS[head])
+    model.specifications = segmentation_specifications(2.0, max_speakers_per_chunk=3, max_speakers_per_frame=2)
+    model.setup()
+    with torch.no_grad():  # biases and norms start at 0 and 1, which would hide mistakes
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def reference(model, waveforms):
+    """What the modules give as they are: (batch, frames, classes)"""
+    with torch.inference_mode():
+        states = model.wavlm(waveforms[:, 0]).hidden_states
+        return model.classify(model.mix(states))
+
+
+def assert_same(actual, wanted):
+    torch.testing.assert_close(actual, wanted, atol=1e-5, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=shapes(),
+    head=st.sampled_from(sorted(HEADS)),
+    batch=st.integers(1, 2),
+    num_samples=st.integers(400, 30_000),
+    seed=st.integers(0, 99),
+)
+def test_every_executor_equals_the_reference(shape, head, batch, num_samples, seed):
+    torch.manual_seed(seed)
+    model = segmentation_of(shape, head)
+    waveforms = torch.randn(batch, 1, num_samples)
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    kinds = [type(module) for module in model.modules()]
+    wanted = reference(model, waveforms)
+    executors = {
+        "cpu": prepare(model),
+        "cpu again": prepare(model),
+        "trainable": trainable(model),
+        # what a GPU executes, on this CPU
+        "cuda": derive(model, cuda.FROZEN),
+        "cuda of its own": derive(derive(model, cuda.FROZEN), cuda.FROZEN),
+    }
+    for executor in executors.values():
+        with torch.inference_mode():
+            assert_same(executor(waveforms), wanted)
+    assert_same(model(waveforms).detach(), wanted)
+    with torch.no_grad():
+        assert_same(model(waveforms), wanted)
+    # and left as it was
+    assert [type(module) for module in model.modules()] == kinds
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+
+
+@settings(deadline=None, max_examples=15)
+@given(shape=shapes(), num_samples=st.integers(400, 6000), seed=st.integers(0, 99))
+def test_gradients_of_the_trainable_twin(shape, num_samples, seed):
+    torch.manual_seed(seed)
+    model = segmentation_of(shape).double()
+    waveforms = torch.randn(2, 1, num_samples, dtype=torch.float64)
+    gradients = []
+    for run in (
+        lambda: model.classify(model.mix(model.wavlm(waveforms[:, 0]).hidden_states)),
+        lambda: model(waveforms),
+    ):
+        model.zero_grad()
+        output = run()
+        (output * torch.linspace(-99, 99, output.numel()).view_as(output).sin()).sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*gradients)
+    assert len(gradients[0]) > 20
+
+
+@settings(deadline=None, max_examples=15)
+@given(shape=shapes(), num_samples=st.integers(400, 6000), seed=st.integers(0, 99))
+def test_gated_models(shape, num_samples, seed):
+    torch.manual_seed(seed)
+    model = segmentation_of(shape).double()
+    attach_gates(model.wavlm, Gates(shape, drop_rate=0.4).double().eval())
+    waveforms = torch.randn(1, 1, num_samples, dtype=torch.float64)
+    wanted = reference(model, waveforms)
+    with torch.no_grad():
+        assert_same(model(waveforms), wanted)
+        assert_same(prepare(model)(waveforms), wanted)
+    kinds = [type(module) for module in model.modules()]
+    detach_gates(model.wavlm)
+    assert kinds != [type(module) for module in model.modules()]
+    with torch.no_grad():
+        assert_same(model(waveforms), reference(model, waveforms))
+
+
+def test_prepared_then_trained_a_step_then_prepared_again():
+    model = segmentation_of(PrunedWavLMConfig(**SHAPE))
+    waveforms = torch.randn(2, 1, 6000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        with torch.no_grad():
+            assert_same(model(waveforms), reference(model, waveforms))
+            assert_same(prepare(model)(waveforms), reference(model, waveforms))
+        before = reference(model, waveforms)
+        # in evaluation mode, as with frozen normalisations: nothing but gradients tells that weights will change
+        model(waveforms).square().sum().backward()
+        optimizer.step()
+        assert not torch.allclose(reference(model, waveforms), before, atol=1e-2)
+
+
+SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "remaining_heads": [[1], [0, 2]],
+    "intermediate_sizes": [5, 9],
+    "conv_dim": [8, 6, 7, 5, 8, 9, 6],
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+
+
+@pytest.mark.parametrize("change", ["train", "load", "move", "double"])
+def test_new_weights_are_executed(change):
+    model = segmentation_of(PrunedWavLMConfig(**SHAPE))
+    other = segmentation_of(PrunedWavLMConfig(**SHAPE))
+    waveforms = torch.randn(1, 1, 4000)
+    with torch.no_grad():
+        model(waveforms)
+        if change == "train":
+            model.train()
+            model.wavlm.encoder.pos_conv_embed.conv.parametrizations["weight"].original0.mul_(2)
+            model.eval()
+        elif change == "load":
+            model.load_state_dict(other.state_dict())
+        elif change == "move":
+            model.half().float()
+        else:
+            model.double()
+            waveforms = waveforms.double()
+        assert_same(model(waveforms), reference(model, waveforms))
+
+
+def test_copies_and_files_have_the_model_alone(tmp_path):
+    model = segmentation_of(PrunedWavLMConfig(**SHAPE))
+    waveforms = torch.randn(1, 1, 4000)
+    with torch.no_grad():
+        wanted = model(waveforms)
+        torch.save(model, tmp_path / "model.pt")
+        again = torch.load(tmp_path / "model.pt", weights_only=False)
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), again):
+            assert twin._executor is None
+            assert_same(twin(waveforms), wanted)
+
+
+def test_dropout_that_is_left_on_is_obeyed():
+    """Monte Carlo dropout: some modules in training mode inside of a model in evaluation mode."""
+    shape = {**SHAPE, "hidden_dropout": 0.0, "attention_dropout": 0.5, "feat_proj_dropout": 0.0}
+    model = segmentation_of(PrunedWavLMConfig(**shape))
+    waveforms = torch.randn(1, 1, 4000)
+    with torch.no_grad():
+        assert torch.equal(model(waveforms), model(waveforms))
+        for layer in model.wavlm.encoder.layers:
+            layer.attention.train()
+        assert not torch.allclose(model(waveforms), model(waveforms), atol=1e-4)
+        model.eval()
+        for name, module in model.head.named_modules():
+            if name.endswith("self_attn"):  # its dropout is no module
+                module.train().dropout = 0.5
+        assert not torch.allclose(model(waveforms), model(waveforms), atol=1e-4)
+
+
+def test_masks_are_obeyed_by_executors():
+    backbone = PrunedWavLMModel(PrunedWavLMConfig(**SHAPE, feat_extract_norm="layer")).eval()
+    waveforms, mask = torch.randn(2, 6000), torch.ones(2, 6000, dtype=torch.long)
+    mask[1, 3000:] = 0
+    with torch.inference_mode():
+        wanted = backbone(waveforms, attention_mask=mask).last_hidden_state
+        for twin in (derive(backbone, cpu.FROZEN), derive(backbone, cpu.TRAINABLE), derive(backbone, cuda.FROZEN)):
+            assert_same(twin(waveforms, attention_mask=mask).last_hidden_state, wanted)
+
+
+def test_widths_for_tensor_cores():
+    backbone = PrunedWavLMModel(PrunedWavLMConfig(**SHAPE)).eval()
+    widths = [
+        layer.feed_forward.intermediate_dense.out_features for layer in derive(backbone, cuda.FROZEN).encoder.layers
+    ]
+    assert widths == [8, 16]
+    assert [layer.feed_forward.intermediate_dense.out_features for layer in backbone.encoder.layers] == [5, 9]
+
+
+def test_precision():
+    backbone = PrunedWavLMModel(PrunedWavLMConfig(**SHAPE)).eval()
+    waveforms = torch.randn(1, 4000)
+    half, full = (prepare(backbone, precision=name)(waveforms).last_hidden_state for name in ("bfloat16", "float32"))
+    assert 0 < (half.float() - full).abs().max() < 0.1
+    with pytest.raises(InputError, match="precision must be one of auto, float32, float16, bfloat16, got 'int8'"):
+        prepare(backbone, precision="int8")
