@@ -18,7 +18,7 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation.results import Column, Report, with_values
 from pyannote_prune.evaluation.timing import PeakMemory, check_positive, interleave, machine, silent, synchronize
 from pyannote_prune.pipelines import SpeakerDiarization
-from pyannote_prune.pipelines.directory import load_pipeline
+from pyannote_prune.pipelines.pretrained import load_pipeline
 
 # steps that the pipelines tell their hook the end of; the rest is clustering, and what follows it
 _STEPS = ("segmentation", "speaker_counting", "embeddings")
