@@ -22,6 +22,7 @@ from torch.torch_version import TorchVersion
 
 from pyannote_prune.checkpoints.state_dict import build_backbone, canonical_state_dict, read_tensors
 from pyannote_prune.errors import InputError, describe, describing
+from pyannote_prune.upstream import FORCE_TENSORS_ONLY, LIGHTNING_LOG, attach
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 from pyannote_prune.wavlm.configuration import FORMAT_VERSION, check_format
 
@@ -85,7 +86,7 @@ def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
         write_safe_checkpoint(model, path)
         return
     # it has much to tell about hardware, none of which matters here
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log = logging.getLogger(LIGHTNING_LOG)
     level = log.level
     log.setLevel(logging.WARNING)
     try:
@@ -99,7 +100,7 @@ def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
         )
     finally:
         log.setLevel(level)
-    trainer.strategy.connect(model)
+    attach(trainer, model)
     trainer.save_checkpoint(path, weights_only=True)
     if half:
         with ZipFile(path) as archive:
@@ -158,17 +159,16 @@ def _describe_tensors(tensors: Mapping[str, Any], path: Path) -> Mapping[str, An
 @contextmanager
 def tensors_only() -> Iterator[None]:
     """Whatever reads a checkpoint by PyTorch in here, upstream included, does not run anything in it."""
-    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(variable)
-    os.environ[variable] = "1"
+    before = os.environ.get(FORCE_TENSORS_ONLY)
+    os.environ[FORCE_TENSORS_ONLY] = "1"
     try:
         with torch.serialization.safe_globals(_PLAIN):
             yield
     finally:
         if before is None:
-            del os.environ[variable]
+            del os.environ[FORCE_TENSORS_ONLY]
         else:
-            os.environ[variable] = before
+            os.environ[FORCE_TENSORS_ONLY] = before
 
 
 def is_checkpoint(content: object) -> bool:

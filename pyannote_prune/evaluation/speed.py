@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torchaudio
-from pyannote.audio.utils.reproducibility import fix_reproducibility
 from torch import Tensor, nn
 from transformers import WavLMConfig, WavLMModel
 
@@ -21,6 +20,7 @@ from pyannote_prune.inference.devices import find_device
 from pyannote_prune.inference.windows import PRECISIONS
 from pyannote_prune.pruning import total_cost
 from pyannote_prune.pruning.cost import SAMPLE_RATE
+from pyannote_prune.upstream import fix_reproducibility
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
 from pyannote_prune.wavlm.configuration import dense_family
 

@@ -12,7 +12,6 @@ from asteroid_filterbanks import Encoder
 from asteroid_filterbanks.melgram_fb import MelGramFB
 from pyannote.audio import Model
 from pyannote.audio.core.task import Task
-from pyannote.audio.utils.receptive_field import multi_conv_num_frames, multi_conv_receptive_field_size
 from torch import Tensor, nn
 
 from pyannote_prune.checkpoints import load_backbone
@@ -20,6 +19,7 @@ from pyannote_prune.checkpoints.lightning import VersionedCheckpoint
 from pyannote_prune.errors import InputError, describe, describing
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.models.heads import ConformerHead, LSTMHead
+from pyannote_prune.upstream import multi_conv_num_frames, multi_conv_receptive_field_size
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
 
 # what reads the hidden states of the backbone
