@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import torch
+from lightning.pytorch import Trainer
 from pyannote.audio import Model
 from pyannote.audio.core.task import Problem, Resolution, Specifications
 from safetensors.torch import save_file
@@ -18,6 +22,7 @@ from torch.torch_version import TorchVersion
 
 from pyannote_prune.checkpoints.state_dict import build_backbone, canonical_state_dict, read_tensors
 from pyannote_prune.errors import InputError, describe, describing
+from pyannote_prune.upstream import FORCE_TENSORS_ONLY, LIGHTNING_LOG, attach
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 from pyannote_prune.wavlm.configuration import FORMAT_VERSION, check_format
 
@@ -64,6 +69,45 @@ class VersionedCheckpoint:
         """Check the version"""
         check_format(checkpoint.get(_STAMP, {}).get("format_version", FORMAT_VERSION), "The checkpoint")
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+
+
+def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
+    """Save a model the way Lightning does, such that `pyannote.audio.Model.from_pretrained` loads it
+
+    A `path` named "model.safetensors" gets tensors alone, and a config.json beside them, which
+    [`load_model`][pyannote_prune.models.load_model] and our pipelines load as well.
+
+    With `half`, weights are stored in float16, and compressed without loss, which PyTorch reads as any other.
+    They are loaded into float32 again.
+    """
+    if half:
+        model = deepcopy(model).half()
+    if path.name == SAFE:
+        write_safe_checkpoint(model, path)
+        return
+    # it has much to tell about hardware, none of which matters here
+    log = logging.getLogger(LIGHTNING_LOG)
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    finally:
+        log.setLevel(level)
+    attach(trainer, model)
+    trainer.save_checkpoint(path, weights_only=True)
+    if half:
+        with ZipFile(path) as archive:
+            records = {name: archive.read(name) for name in archive.namelist()}
+        with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+            for name, content in records.items():
+                archive.writestr(name, content)
 
 
 def write_safe_checkpoint(model: Model, path: Path) -> None:
@@ -115,17 +159,16 @@ def _describe_tensors(tensors: Mapping[str, Any], path: Path) -> Mapping[str, An
 @contextmanager
 def tensors_only() -> Iterator[None]:
     """Whatever reads a checkpoint by PyTorch in here, upstream included, does not run anything in it."""
-    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(variable)
-    os.environ[variable] = "1"
+    before = os.environ.get(FORCE_TENSORS_ONLY)
+    os.environ[FORCE_TENSORS_ONLY] = "1"
     try:
         with torch.serialization.safe_globals(_PLAIN):
             yield
     finally:
         if before is None:
-            del os.environ[variable]
+            del os.environ[FORCE_TENSORS_ONLY]
         else:
-            os.environ[variable] = before
+            os.environ[FORCE_TENSORS_ONLY] = before
 
 
 def is_checkpoint(content: object) -> bool:

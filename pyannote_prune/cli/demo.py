@@ -19,14 +19,15 @@ def demo() -> None:
 
     from pyannote_prune import embedded_pipeline
     from pyannote_prune.models.audio import Audio
-    from pyannote_prune.pipelines.directory import load_pipeline
     from pyannote_prune.pipelines.output import summary_table
+    from pyannote_prune.pipelines.pretrained import load_pipeline
     from pyannote_prune.pruning import total_cost
+    from pyannote_prune.upstream import segmentation_inference
     from pyannote_prune.wavlm.configuration import dense_family
 
     console = Console(highlight=False, soft_wrap=True)
     pipeline = load_pipeline(str(embedded_pipeline()), "cpu")
-    backbone = pipeline._segmentation.model.wavlm
+    backbone = segmentation_inference(pipeline).model.wavlm
     _, shape = dense_family("", backbone.config)
     cost, dense = total_cost(backbone.config), total_cost(shape)
     console.print(

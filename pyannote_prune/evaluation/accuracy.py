@@ -19,7 +19,9 @@ from rich.progress import Progress
 
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.evaluation.results import Column, Report
-from pyannote_prune.pipelines.directory import find_device, fingerprint, load_pipeline
+from pyannote_prune.inference.devices import find_device
+from pyannote_prune.pipelines.fingerprint import fingerprint
+from pyannote_prune.pipelines.pretrained import load_pipeline
 from pyannote_prune.protocols import Reference, load_references, load_registry
 
 SUBSETS = ("test", "development", "train")

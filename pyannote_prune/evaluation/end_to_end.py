@@ -18,7 +18,8 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation.results import Column, Report, with_values
 from pyannote_prune.evaluation.timing import PeakMemory, check_positive, interleave, machine, silent, synchronize
 from pyannote_prune.pipelines import SpeakerDiarization
-from pyannote_prune.pipelines.directory import load_pipeline
+from pyannote_prune.pipelines.pretrained import load_pipeline
+from pyannote_prune.upstream import segmentation_inference
 
 # steps that the pipelines tell their hook the end of; the rest is clustering, and what follows it
 _STEPS = ("segmentation", "speaker_counting", "embeddings")
@@ -251,7 +252,7 @@ def _load(source: str, device: str, recordings: Sequence[Path]) -> SpeakerDiariz
 
 
 def _device(pipeline: UpstreamSpeakerDiarization) -> torch.device:
-    return pipeline._segmentation.device
+    return segmentation_inference(pipeline).device
 
 
 def _settings(pipeline: SpeakerDiarization) -> dict[str, Any]:

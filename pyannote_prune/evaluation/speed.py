@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torchaudio
-from pyannote.audio.utils.reproducibility import fix_reproducibility
 from torch import Tensor, nn
 from transformers import WavLMConfig, WavLMModel
 
@@ -17,10 +16,11 @@ from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation.results import Column, Report, with_values
 from pyannote_prune.evaluation.timing import check_positive, machine, matmul_peak, median_seconds, silent, synchronize
+from pyannote_prune.inference.devices import find_device
 from pyannote_prune.inference.prepare import PRECISIONS, prepare
-from pyannote_prune.pipelines.directory import find_device
 from pyannote_prune.pruning import total_cost
 from pyannote_prune.pruning.cost import SAMPLE_RATE
+from pyannote_prune.upstream import fix_reproducibility
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
 from pyannote_prune.wavlm.configuration import dense_family
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from pyannote.audio import Model
 from pyannote.audio.models.embedding import XVectorMFCC, XVectorSincNet
-from pyannote.audio.models.embedding.wespeaker import BaseWeSpeakerResNet
 from pyannote.core import SlidingWindowFeature
 from torch import Tensor, nn
+
+from pyannote_prune.upstream import BaseWeSpeakerResNet
 
 # whose statistics pooling takes weights shaped (batch, speakers, frames)
 _POOLS_BY_SPEAKER = (BaseWeSpeakerResNet, XVectorMFCC, XVectorSincNet)

@@ -1,9 +1,10 @@
 """pyannote models."""
 
+from pyannote_prune.checkpoints.lightning import save_checkpoint
 from pyannote_prune.models.embedding import CAMPPlus
 from pyannote_prune.models.heads import ConformerHead, LSTMHead
 from pyannote_prune.models.loading import load_model, load_segmentation
-from pyannote_prune.models.segmentation import FbankSegmentation, WavLMSegmentation, save_checkpoint
+from pyannote_prune.models.segmentation import FbankSegmentation, WavLMSegmentation
 
 __all__ = [
     "CAMPPlus",

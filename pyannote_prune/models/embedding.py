@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pyannote.audio.models.embedding.wespeaker import BaseWeSpeakerResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyannote_prune.checkpoints.lightning import VersionedCheckpoint
+from pyannote_prune.upstream import BaseWeSpeakerResNet
 
 # rows of one pass when speakers are cut out of chunks: those of similar length go together
 _ROWS = 16

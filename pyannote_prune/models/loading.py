@@ -11,7 +11,6 @@ from typing import Any
 from huggingface_hub.errors import EntryNotFoundError
 from pyannote.audio import Model
 from pyannote.audio.core.task import Problem, Resolution, Specifications
-from pyannote.audio.utils.hf_hub import download_from_hf_hub
 from torch import Tensor
 
 from pyannote_prune.checkpoints import diarizen, lightning, torchaudio
@@ -20,6 +19,7 @@ from pyannote_prune.checkpoints.state_dict import load_checked
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.models.segmentation import FbankSegmentation, WavLMSegmentation
 from pyannote_prune.pruning import Gates, attach_gates, cut
+from pyannote_prune.upstream import download_from_hf_hub
 from pyannote_prune.wavlm import PrunedWavLMModel
 
 _OURS = {"WavLMSegmentation": WavLMSegmentation, "FbankSegmentation": FbankSegmentation}

@@ -3,72 +3,29 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
-from zipfile import ZIP_DEFLATED, ZipFile
 
 import torch
 from asteroid_filterbanks import Encoder
 from asteroid_filterbanks.melgram_fb import MelGramFB
-from lightning.pytorch import Trainer
 from pyannote.audio import Model
 from pyannote.audio.core.task import Task
-from pyannote.audio.utils.receptive_field import multi_conv_num_frames, multi_conv_receptive_field_size
 from torch import Tensor, nn
 
 from pyannote_prune.checkpoints import load_backbone
-from pyannote_prune.checkpoints.lightning import SAFE, VersionedCheckpoint, write_safe_checkpoint
+from pyannote_prune.checkpoints.lightning import VersionedCheckpoint
 from pyannote_prune.errors import InputError, describe, describing
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.models.executed import Executed
 from pyannote_prune.models.heads import ConformerHead, LSTMHead
+from pyannote_prune.upstream import multi_conv_num_frames, multi_conv_receptive_field_size
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_names
 
 # what reads the hidden states of the backbone
 HEAD_KEYS = ("layer_weights", "head.", "classifier.")
 HEADS: dict[str, type[ConformerHead | LSTMHead]] = {"conformer": ConformerHead, "lstm": LSTMHead}
-
-
-def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
-    """Save a model the way Lightning does, such that `pyannote.audio.Model.from_pretrained` loads it
-
-    A `path` named "model.safetensors" gets tensors alone, and a config.json beside them, which
-    [`load_model`][pyannote_prune.models.load_model] and our pipelines load as well.
-
-    With `half`, weights are stored in float16, and compressed without loss, which PyTorch reads as any other.
-    They are loaded into float32 again.
-    """
-    if half:
-        model = deepcopy(model).half()
-    if path.name == SAFE:
-        write_safe_checkpoint(model, path)
-        return
-    # it has much to tell about hardware, none of which matters here
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    finally:
-        log.setLevel(level)
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(path, weights_only=True)
-    if half:
-        with ZipFile(path) as archive:
-            records = {name: archive.read(name) for name in archive.namelist()}
-        with ZipFile(path, "w", ZIP_DEFLATED) as archive:
-            for name, content in records.items():
-                archive.writestr(name, content)
 
 
 class SegmentationModel(Executed, VersionedCheckpoint, Model):

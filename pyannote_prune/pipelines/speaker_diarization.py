@@ -11,7 +11,6 @@ import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pyannote.audio import Model
 from pyannote.audio.core.io import AudioFile
-from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiarization
 from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
 from pyannote.audio.pipelines.utils import PipelineModel, PipelinePLDA
@@ -26,8 +25,17 @@ from pyannote_prune.inference.windows import SegmentationInference
 from pyannote_prune.models import load_model
 from pyannote_prune.pipelines.clustering import ClusteredSegmentations, save_memory
 from pyannote_prune.pipelines.recording import check_file, decode
-
-_EMBEDDING_CACHE = "training_cache/embeddings"
+from pyannote_prune.upstream import (
+    EMBEDDING_CACHE,
+    NoPLDA,
+    audio_reader,
+    embedding_network,
+    forget_model,
+    segmentation_inference,
+    set_embedding_network,
+    set_segmentation_inference,
+    speaker_embedding,
+)
 
 DEFAULT_EMBEDDING = "pyannote/wespeaker-voxceleb-resnet34-LM"
 
@@ -36,13 +44,6 @@ DEFAULT_PARAMETERS: dict[str, dict[str, Any]] = {
     "AgglomerativeClustering": {"method": "centroid", "min_cluster_size": 12, "threshold": 0.7},
     "VBxClustering": {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8},
 }
-
-
-class _NoPLDA(PLDA):
-    """Stands where upstream's constructor insists on a PLDA that the clustering does not use."""
-
-    def __init__(self) -> None:
-        pass
 
 
 class SpeakerDiarization(UpstreamSpeakerDiarization):
@@ -137,7 +138,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
                 segmentation_step=segmentation_step,
                 embedding=models["embedding"],
                 embedding_exclude_overlap=embedding_exclude_overlap,
-                plda=plda if clustering == "VBxClustering" else _NoPLDA(),
+                plda=plda if clustering == "VBxClustering" else NoPLDA(),
                 clustering=clustering,
                 embedding_batch_size=embedding_batch_size,
                 segmentation_batch_size=segmentation_batch_size,
@@ -154,20 +155,22 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         # as upstream has them: what was asked for, rather than a second reference to each model
         for name, model in {"segmentation_model": segmentation, "embedding": embedding}.items():
             if not isinstance(model, Model):
-                self._models.pop(name, None)
+                forget_model(self, name)
                 setattr(self, name, model)
-        upstream: Any = self._segmentation
-        self._segmentation: Any = SegmentationInference(
-            upstream.model,
+        stock = segmentation_inference(self)
+        inference = SegmentationInference(
+            stock.model,
             precision=precision,
-            duration=upstream.duration,
-            step=upstream.step,
+            duration=stock.duration,
+            step=stock.step,
             skip_aggregation=True,
             batch_size=segmentation_batch_size,
         )
+        set_segmentation_inference(self, inference)
         save_memory(self.clustering)
-        if pools_by_speaker(getattr(self, "_embedding", None)):
-            self._embedding.model_ = fold_batch_norms(self._embedding.model_)
+        speakers = speaker_embedding(self)
+        if pools_by_speaker(speakers):
+            set_embedding_network(speakers, fold_batch_norms(embedding_network(speakers)))
         self.median_filter = median_filter
         self.channel = channel
         self.normalize = normalize
@@ -177,7 +180,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
     def default_parameters(self) -> dict[str, Any]:
         """Hyper-parameters of the published systems"""
         segmentation = {"min_duration_off": 0.0}
-        if not self._segmentation.model.specifications.powerset:
+        if not segmentation_inference(self).model.specifications.powerset:
             segmentation["threshold"] = 0.5
         parameters: dict[str, Any] = {"segmentation": segmentation}
         if self.klustering in DEFAULT_PARAMETERS:
@@ -217,7 +220,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
 
     def prepare_one(self, file: AudioFile, preload: bool = False) -> Mapping[str, Any]:
         """Validate a file and decode its audio into memory, whatever `preload` says"""
-        model = self._segmentation.model
+        model = segmentation_inference(self).model
         return decode(super().prepare_one(check_file(file)), model.hparams.sample_rate, self.channel, self.normalize)
 
     def get_segmentations(self, file: Mapping[str, Any], hook: Callable | None = None) -> SlidingWindowFeature:
@@ -236,7 +239,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         if self.median_filter is None:
             return segmentations
         data, size = segmentations.data, self.median_filter
-        if self._segmentation.model.specifications.powerset:
+        if segmentation_inference(self).model.specifications.powerset:
             # the median of zeros and ones is what most of them are
             filtered = (correlate1d(data, np.ones(size), axis=1, mode="reflect") > size / 2).astype(data.dtype)
         else:
@@ -283,7 +286,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
 
         def embed(batch_size: int) -> np.ndarray:
             self.embedding_batch_size = batch_size
-            if pools_by_speaker(self._embedding):
+            if pools_by_speaker(speaker_embedding(self)):
                 return self._embed(file, binary_segmentations, exclude_overlap, hook)
             return UpstreamSpeakerDiarization.get_embeddings(self, file, binary_segmentations, exclude_overlap, hook)
 
@@ -298,29 +301,30 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
     ) -> np.ndarray:
         """Same as `get_embeddings`, with a model that takes all speakers of a chunk at once."""
         # when hyper-parameters are optimised: as upstream, for as long as segmentations stay the same
-        powerset = self._segmentation.model.specifications.powerset
+        powerset = segmentation_inference(self).model.specifications.powerset
         threshold = None if powerset else self.segmentation.threshold
-        cache = file.get(_EMBEDDING_CACHE, {}) if self.training else {}
+        cache = file.get(EMBEDDING_CACHE, {}) if self.training else {}
         if "embeddings" in cache and cache["segmentation.threshold"] == threshold:
             return cache["embeddings"]
 
         def waveform_of(chunk: int) -> Tensor:
-            return self._audio.crop(file, binary_segmentations.sliding_window[chunk], mode="pad")[0]
+            return audio_reader(self).crop(file, binary_segmentations.sliding_window[chunk], mode="pad")[0]
 
         def progress(completed: int, total: int) -> None:
             if hook is not None:
                 hook("embeddings", None, completed=completed, total=total)
 
+        embedding: Any = speaker_embedding(self)
         embeddings = embed_chunks(
-            self._embedding,
-            embedding_masks(self._embedding, binary_segmentations, exclude_overlap),
+            embedding,
+            embedding_masks(embedding, binary_segmentations, exclude_overlap),
             waveform_of,
             # chunks one by one stay in the cache of a CPU
-            1 if self._embedding.device.type == "cpu" else self.embedding_batch_size,
+            1 if embedding.device.type == "cpu" else self.embedding_batch_size,
             progress,
         )
         if self.training:
-            file[_EMBEDDING_CACHE] = {"embeddings": embeddings, "segmentation.threshold": threshold}
+            file[EMBEDDING_CACHE] = {"embeddings": embeddings, "segmentation.threshold": threshold}
         return embeddings
 
     def apply(

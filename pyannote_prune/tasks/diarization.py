@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyannote.audio.core.task import Subsets
 from pyannote.audio.tasks import SpeakerDiarization as UpstreamSpeakerDiarization
-from pyannote.audio.utils.powerset import Powerset
-from pyannote.audio.utils.random import create_rng_for_worker
 from pyannote.core import Annotation, SlidingWindowFeature
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.simulation import Simulator
+from pyannote_prune.upstream import Powerset, Subsets, create_rng_for_worker
 
 
 class _FullPrecisionPowerset(Powerset):

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pyannote.audio.utils.permutation import permutate
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
@@ -27,6 +26,7 @@ from pyannote_prune.pruning import (
 from pyannote_prune.pruning.controller import check_target
 from pyannote_prune.pruning.cost import SAMPLE_RATE
 from pyannote_prune.tasks.diarization import SpeakerDiarization
+from pyannote_prune.upstream import permutate
 
 
 def distillation_loss(

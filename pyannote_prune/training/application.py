@@ -24,7 +24,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pyannote.audio import Model
 from pyannote.audio.core.task import Task
-from pyannote.audio.pipelines.utils import get_augmentation
 from pyannote.database import FileFinder
 
 import pyannote_prune
@@ -33,6 +32,7 @@ from pyannote_prune.models.audio import Audio
 from pyannote_prune.protocols import find_protocol, load_registry
 from pyannote_prune.reports.run import reporting
 from pyannote_prune.training.callbacks import PercentileGradientClipping, ProgressBar
+from pyannote_prune.upstream import get_augmentation
 
 # tells a process that Lightning starts for another device which command it is part of
 COMMAND = "PYANNOTE_PRUNE_COMMAND"

@@ -15,7 +15,7 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation import accuracy
 from pyannote_prune.evaluation.accuracy import evaluate, label_pipelines
 from pyannote_prune.pipelines import directory
-from pyannote_prune.pipelines.directory import fingerprint
+from pyannote_prune.pipelines.fingerprint import fingerprint
 from pyannote_prune.pipelines.recording import decode
 
 # every test has a registry of its own

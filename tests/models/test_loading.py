@@ -17,7 +17,7 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.models import load_model, load_segmentation, save_checkpoint
 from pyannote_prune.models.loading import segmentation_specifications
 from pyannote_prune.pipelines import convert
-from pyannote_prune.pipelines.directory import load_pipeline
+from pyannote_prune.pipelines.pretrained import load_pipeline
 from tests.conftest import FIXTURES, Hostile
 
 

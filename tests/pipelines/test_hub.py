@@ -9,8 +9,8 @@ from pyannote.audio import Model, Pipeline
 from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.errors import InputError
 from pyannote_prune.pipelines import SpeakerDiarization, convert
-from pyannote_prune.pipelines.directory import load_pipeline
 from pyannote_prune.pipelines.hub import publish, read_directory
+from pyannote_prune.pipelines.pretrained import load_pipeline
 from pyannote_prune.reports.card import write_card
 from tests.hub import READER, WRITER, stand_in
 

@@ -1,0 +1,55 @@
+"""Fingerprints of pipelines: results of one are not taken for those of another."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+
+from pyannote_prune.errors import InputError, describe
+from pyannote_prune.pipelines.directory import CONFIG, check_pipeline
+
+# files that a pipeline computes with: its README may change
+_COMPUTED_WITH = (".yaml", ".bin", ".ckpt", ".npz", ".safetensors", ".json")
+
+
+def fingerprint(source: str) -> str:
+    """What tells a pipeline from others, and from itself after a change
+
+    Parameters
+    ----------
+    source : str
+        Pipeline directory, or hub id.
+
+    Returns
+    -------
+    fingerprint : str
+        SHA-256 of the settings and weights in the directory, or commit of the repository on the hub.
+
+    Raises
+    ------
+    InputError
+        When there is no such pipeline.
+    """
+    check_pipeline(source)
+    directory = Path(source)
+    if directory.is_file():
+        raise InputError(f"{source} is a file: give the pipeline directory that it is in.")
+    if not directory.exists():
+        try:
+            config = hf_hub_download(source, CONFIG)
+        except Exception as error:  # the hub's client raises errors of several libraries
+            raise InputError(
+                f"{source} is neither a pipeline directory nor a pipeline that could be downloaded from the hub "
+                f"({describe(error)})."
+            ) from None
+        return Path(config).parent.name  # of the hub's cache: snapshots/COMMIT/config.yaml
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.suffix in _COMPUTED_WITH and path.is_file():
+            digest.update(f"{path.relative_to(directory).as_posix()} {path.stat().st_size}\n".encode())
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()

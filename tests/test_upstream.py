@@ -1,0 +1,269 @@
+"""Contracts with other libraries: each private or undocumented name that the package relies on, one test a name."""
+
+import inspect
+import logging
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from pyannote.audio import Audio, Inference, Model
+from pyannote.audio.core.plda import PLDA
+from pyannote.audio.pipelines import SpeakerDiarization
+from pyannote.audio.pipelines.clustering import BaseClustering
+from pyannote.core import Segment, SlidingWindow, SlidingWindowFeature
+from pyannote.pipeline import Pipeline as Tunable
+
+from pyannote_prune import upstream
+
+# says where to look when a test fails
+MEND = "pyannote_prune/upstream.py relies on it: adapt that module to the new release"
+
+
+def broken(name: str) -> str:
+    return f"{name} is not what it was. {MEND}."
+
+
+@pytest.fixture(scope="module")
+def pipeline(untrained) -> SpeakerDiarization:
+    """A stock pipeline."""
+    return SpeakerDiarization(
+        segmentation={"checkpoint": str(untrained), "subfolder": "segmentation"},
+        embedding={"checkpoint": str(untrained), "subfolder": "embedding"},
+        plda=upstream.NoPLDA(),
+        clustering="AgglomerativeClustering",
+    ).instantiate(
+        {
+            "segmentation": {"min_duration_off": 0.0},
+            "clustering": {"method": "centroid", "min_cluster_size": 2, "threshold": 0.7},
+        }
+    )
+
+
+def test_segmentation_inference(pipeline):
+    inference = upstream.segmentation_inference(pipeline)
+    assert isinstance(inference, Inference), broken("SpeakerDiarization._segmentation")
+    for name in ("model", "duration", "step", "batch_size", "skip_aggregation", "device", "conversion"):
+        assert hasattr(inference, name), broken(f"Inference.{name}")
+    try:
+        replacement = Inference(inference.model, skip_aggregation=True, batch_size=7)
+        upstream.set_segmentation_inference(pipeline, replacement)
+        assert upstream.segmentation_inference(pipeline) is replacement, broken("SpeakerDiarization._segmentation")
+        assert pipeline.segmentation_batch_size == 7, broken("SpeakerDiarization._segmentation")
+    finally:
+        upstream.set_segmentation_inference(pipeline, inference)
+
+
+def test_speaker_embedding(pipeline):
+    embedding = upstream.speaker_embedding(pipeline)
+    assert embedding is not None, broken("SpeakerDiarization._embedding")
+    for name in ("dimension", "sample_rate", "min_num_samples", "metric", "device"):
+        assert hasattr(embedding, name), broken(f"PretrainedSpeakerEmbedding.{name}")
+
+
+def test_embedding_network(pipeline):
+    embedding = upstream.speaker_embedding(pipeline)
+    network = upstream.embedding_network(embedding)
+    assert isinstance(network, Model), broken("PyannoteAudioPretrainedSpeakerEmbedding.model_")
+    waveforms = torch.randn(1, 1, 32000, generator=torch.Generator().manual_seed(0))
+    before = embedding(waveforms)
+
+    class Negative(torch.nn.Module):
+        def forward(self, waveforms, weights=None):
+            return -network(waveforms, weights=weights)
+
+    try:
+        upstream.set_embedding_network(embedding, Negative())
+        np.testing.assert_array_equal(
+            embedding(waveforms), -before, broken("PyannoteAudioPretrainedSpeakerEmbedding.model_")
+        )
+    finally:
+        upstream.set_embedding_network(embedding, network)
+
+
+def test_embedding_weights_of_several_speakers(pipeline):
+    """Statistics pooling takes the frames of each speaker of a chunk."""
+    embedding = upstream.speaker_embedding(pipeline)
+    generator = torch.Generator().manual_seed(0)
+    waveforms = torch.randn(1, 1, 32000, generator=generator)
+    masks = (torch.rand(1, 3, 99, generator=generator) > 0.5).float()
+    together = embedding(waveforms, masks=masks)
+    assert together.shape == (1, 3, embedding.dimension), broken("StatsPool")
+    for speaker in range(3):
+        np.testing.assert_allclose(
+            together[:, speaker], embedding(waveforms, masks=masks[:, speaker]), atol=1e-4, err_msg=broken("StatsPool")
+        )
+
+
+def test_audio_reader(pipeline):
+    reader = upstream.audio_reader(pipeline)
+    assert isinstance(reader, Audio), broken("SpeakerDiarization._audio")
+    waveform, rate = reader.crop({"waveform": torch.zeros(1, 16000), "sample_rate": 16000}, Segment(0.5, 2), mode="pad")
+    assert (waveform.shape, rate) == ((1, 24000), 16000), broken("SpeakerDiarization._audio")
+
+
+def test_models_of_a_pipeline(pipeline):
+    model = upstream.segmentation_inference(pipeline).model
+    pipeline.some_model = model
+    assert pipeline.some_model is model
+    upstream.forget_model(pipeline, "some_model")
+    assert not hasattr(pipeline, "some_model"), broken("Pipeline._models")
+    upstream.forget_model(pipeline, "some_model")  # gone already
+
+
+@pytest.mark.parametrize("name", ["AgglomerativeClustering", "KMeansClustering", "OracleClustering", "VBxClustering"])
+def test_clusterings(name):
+    assert upstream.CLUSTERINGS[name].__name__ == name, broken("Clustering")
+    assert issubclass(upstream.CLUSTERINGS[name], BaseClustering), broken("Clustering")
+
+
+def test_clustering_of_a_pipeline(pipeline):
+    assert isinstance(pipeline.clustering, Tunable), broken("SpeakerDiarization.clustering")
+    assert pipeline.klustering == "AgglomerativeClustering", broken("SpeakerDiarization.klustering")
+    assert {"threshold", "method", "min_cluster_size"} <= pipeline.parameters()["clustering"].keys(), broken(
+        "AgglomerativeClustering"
+    )
+
+
+def test_no_plda():
+    nothing = upstream.NoPLDA()
+    assert isinstance(nothing, PLDA)
+    assert isinstance(pickle.loads(pickle.dumps(nothing)), PLDA)
+
+
+def test_embedding_cache(pipeline, short):
+    samples, rate = soundfile.read(short, dtype="float32")
+    file = {"waveform": torch.from_numpy(samples)[None], "sample_rate": rate, "uri": "short"}
+    pipeline.training = True
+    try:
+        pipeline(file)
+    finally:
+        pipeline.training = False
+    assert file[upstream.EMBEDDING_CACHE]["embeddings"].ndim == 3, broken("training_cache/embeddings")
+
+
+def test_what_aggregation_reads():
+    """`data.shape`, `sliding_window`, and (segment, scores) pairs: `ClusteredSegmentations` has no more."""
+
+    class Minimal:
+        data = np.broadcast_to(np.nan, (2, 100, 1))
+        sliding_window = SlidingWindow(start=0.0, duration=2.0, step=1.0)
+
+        def __iter__(self):
+            for chunk in range(2):
+                yield self.sliding_window[chunk], np.full((100, 1), float(chunk))
+
+    frames = SlidingWindow(start=0.0, duration=0.02, step=0.02)
+    whole = SlidingWindowFeature(np.stack([np.full((100, 1), 0.0), np.ones((100, 1))]), Minimal.sliding_window)
+    wanted = Inference.aggregate(whole, frames=frames, hamming=False, missing=0.0, skip_average=True)
+    actual = Inference.aggregate(Minimal(), frames=frames, hamming=False, missing=0.0, skip_average=True)
+    np.testing.assert_array_equal(actual.data, wanted.data, broken("Inference.aggregate"))
+
+
+def test_steps_of_a_pipeline():
+    """Methods that ours overrides, and what `apply` calls them with."""
+    wanted = {
+        "get_segmentations": ["file", "hook"],
+        "get_embeddings": ["file", "binary_segmentations", "exclude_overlap", "hook"],
+        "reconstruct": ["segmentations", "hard_clusters", "count"],
+        "prepare_one": ["file", "preload"],
+    }
+    for name, arguments in wanted.items():
+        method = getattr(SpeakerDiarization, name, None)
+        assert method is not None, broken(f"SpeakerDiarization.{name}")
+        assert list(inspect.signature(method).parameters)[1:] == arguments, broken(f"SpeakerDiarization.{name}")
+
+
+def test_numbers_of_frames():
+    layers = {"kernel_size": [10, 3], "stride": [5, 2], "padding": [0, 0], "dilation": [1, 1]}
+    assert upstream.multi_conv_num_frames(400, **layers) == 39, broken("multi_conv_num_frames")
+    assert upstream.multi_conv_receptive_field_size(1, **layers) == 20, broken("multi_conv_receptive_field_size")
+
+
+def test_permutate():
+    reference = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+    permuted, permutations = upstream.permutate(reference, reference.flip(-1))
+    torch.testing.assert_close(permuted, reference, msg=broken("permutate"))
+    assert [tuple(permutation) for permutation in permutations] == [(1, 0)], broken("permutate")
+
+
+def test_powerset():
+    powerset = upstream.Powerset(3, 2)
+    assert powerset.num_powerset_classes == 7, broken("Powerset")
+    speakers = torch.tensor([[[0.0, 1.0, 1.0]]])
+    torch.testing.assert_close(powerset.to_multilabel(powerset.to_powerset(speakers)), speakers, msg=broken("Powerset"))
+
+
+def test_subsets():
+    assert {"train", "development", "test"} <= set(upstream.Subsets), broken("pyannote.audio.core.task.Subsets")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("create_rng_for_worker", ["model"]),
+        ("download_from_hf_hub", ["model_id", "asset_file", "subfolder", "revision", "cache_dir", "token"]),
+        ("fix_reproducibility", ["device"]),
+        ("get_augmentation", ["augmentation"]),
+    ],
+)
+def test_arguments_of_functions(name, arguments):
+    assert list(inspect.signature(getattr(upstream, name)).parameters) == arguments, broken(name)
+
+
+def test_wespeaker():
+    parameters = inspect.signature(upstream.BaseWeSpeakerResNet).parameters
+    assert {"sample_rate", "num_mel_bins", "window_type", "task"} <= parameters.keys(), broken("BaseWeSpeakerResNet")
+    assert hasattr(upstream.BaseWeSpeakerResNet, "compute_fbank"), broken("BaseWeSpeakerResNet.compute_fbank")
+
+
+def test_softmax_backward():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(2, 5, generator=generator, requires_grad=True)
+    grad = torch.randn(2, 5, generator=generator)
+    output = scores.softmax(-1)
+    output.backward(grad)
+    torch.testing.assert_close(
+        upstream.softmax_backward(grad, output.detach()), scores.grad, msg=broken("aten::_softmax_backward_data")
+    )
+
+
+def test_tensors_only_by_environment(tmp_path):
+    path = tmp_path / "object.bin"
+    torch.save({"object": tmp_path}, path)
+    command = "import sys, torch; torch.load(sys.argv[1], weights_only=False)"
+    environment = {**os.environ, upstream.FORCE_TENSORS_ONLY: "1"}
+    result = subprocess.run([sys.executable, "-c", command, path], env=environment, capture_output=True, text=True)
+    assert result.returncode != 0, broken(upstream.FORCE_TENSORS_ONLY)
+    assert "UnpicklingError" in result.stderr, broken(upstream.FORCE_TENSORS_ONLY)
+
+
+def quiet_trainer() -> Trainer:
+    return Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+
+def test_trainer_saves_a_model_that_it_does_not_train(tmp_path):
+    model, trainer = LightningModule(), quiet_trainer()
+    model.layer = torch.nn.Linear(1, 1)
+    upstream.attach(trainer, model)
+    trainer.save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    saved = torch.load(tmp_path / "model.ckpt", weights_only=True)["state_dict"]
+    assert saved.keys() == model.state_dict().keys(), broken("Strategy.connect")
+
+
+def test_trainer_of_a_model():
+    model = LightningModule()
+    assert upstream.trainer_of(model) is None, broken("LightningModule._trainer")
+    model.trainer = trainer = quiet_trainer()
+    assert upstream.trainer_of(model) is trainer, broken("LightningModule._trainer")
+
+
+def test_log_of_lightning(caplog):
+    with caplog.at_level(logging.INFO, logger=upstream.LIGHTNING_LOG):
+        quiet_trainer()
+    assert any(record.name == upstream.LIGHTNING_LOG for record in caplog.records), broken(upstream.LIGHTNING_LOG)
