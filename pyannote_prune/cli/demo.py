@@ -20,8 +20,8 @@ def demo() -> None:
     from pyannote_prune import embedded_pipeline
     from pyannote_prune.models.audio import Audio
     from pyannote_prune.pipelines.directory import load_pipeline
-    from pyannote_prune.pipelines.output import summary_table
     from pyannote_prune.pruning import total_cost
+    from pyannote_prune.reports.tables import summary_table
     from pyannote_prune.wavlm.configuration import dense_family
 
     console = Console(highlight=False, soft_wrap=True)

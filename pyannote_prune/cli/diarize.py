@@ -64,7 +64,8 @@ def diarize(
     from pyannote_prune import embedded_pipeline
     from pyannote_prune.models.audio import Audio
     from pyannote_prune.pipelines.directory import load_pipeline
-    from pyannote_prune.pipelines.output import FORMATS, summary_table
+    from pyannote_prune.pipelines.output import FORMATS
+    from pyannote_prune.reports.tables import summary_table
     from pyannote_prune.reports.timeline import plot_timeline
 
     recordings = _find(audio)
