@@ -14,7 +14,7 @@ from pyannote.database import FileFinder, ProtocolFile
 from pyannote.database.util import load_rttm
 from rich.progress import Progress
 
-from pyannote_prune.errors import InputError, describe
+from pyannote_prune.errors import InputError, debugging, describe, full_traceback, is_expected
 from pyannote_prune.pipelines.directory import load_pipeline
 from pyannote_prune.protocols import Reference
 
@@ -138,6 +138,8 @@ def diarize(system: System, corpora: Sequence[Corpus], device: str, progress: Pr
                 output = pipeline(_recording(reference.file))
                 rttm = getattr(output, "speaker_diarization", output).to_rttm()
             except Exception as error:  # as many as there are decoders: hours of other recordings depend on going on
+                if debugging() or not is_expected(error):
+                    progress.console.print(full_traceback(error), markup=False, end="")
                 message = f"Error: {system.label}, {corpus.protocol}, {reference.uri}: {describe(error)}"
                 progress.console.print(message, markup=False)
             else:
@@ -149,9 +151,9 @@ def _recording(file: ProtocolFile) -> dict[str, Any]:
     try:
         audio = FileFinder()(file)
     except FileNotFoundError as error:
-        raise InputError(" ".join(str(error).split())) from None
-    except KeyError:
-        raise InputError(f"the registry does not say where recordings of {file['database']} are.") from None
+        raise InputError(" ".join(str(error).split())) from error
+    except KeyError as error:
+        raise InputError(f"the registry does not say where recordings of {file['database']} are.") from error
     return {"uri": file["uri"], "audio": str(audio), **({"channel": file["channel"]} if "channel" in file else {})}
 
 
