@@ -4,7 +4,9 @@ from pathlib import Path
 
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 
-__all__ = ["PrunedWavLMConfig", "PrunedWavLMModel", "embedded_pipeline"]
+__all__ = ["PrunedWavLMConfig", "PrunedWavLMModel", "__version__", "embedded_pipeline"]
+
+__version__ = "0.1.0"
 
 
 def embedded_pipeline() -> Path:

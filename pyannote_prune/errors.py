@@ -1,51 +1,82 @@
-"""Exceptions that are told in one line, as opposed to bugs of ours."""
+"""Errors that are told in one sentence, and bugs, which are not."""
 
 from __future__ import annotations
 
 import errno
+import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# environment variable that asks for tracebacks, as `pyannote-prune --traceback` does
+DEBUG = "PYANNOTE_PRUNE_DEBUG"
 
 # what the system says of a disk that takes no more
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(ValueError):
-    """Bad input, told in one sentence: what was given, what is wrong with it, what would be right.
+    """Bad input, told in one sentence: the input, what is wrong with it, what would be right
 
     The command line prints it and exits with code 2; library users may catch it as a `ValueError`.
     """
 
 
 class InterruptionError(RuntimeError):
-    """What ended a run that the same command goes on with: a full disk, a killed process, numbers that are none.
+    """End of a run before it was done: a full disk, a killed process, numbers that are not finite
 
-    The command line prints it and exits with code 1.
+    The command line prints it and exits with code 1; to rerun the same command resumes the run.
     """
 
 
 def describe(error: Exception) -> str:
-    """An error on one line, to be part of one of ours: if it is not ours already, its kind and its first words."""
+    """One line about an error, to be part of a sentence: its own sentence or, of a foreign one, kind and first words"""
     words = " ".join(str(error).split())
     return words if isinstance(error, (InputError, InterruptionError)) else f"{type(error).__name__}: {words[:200]}"
 
 
+def is_expected(error: BaseException) -> bool:
+    """Whether an error is told in a sentence of its own; any other may be a bug, and needs its traceback."""
+    return isinstance(error, (InputError, InterruptionError, OSError))
+
+
+def full_traceback(error: BaseException) -> str:
+    """Traceback of an error, and of every error that led to it, those that `from None` hides included."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__suppress_context__ = cause.__cause__ is not None
+        cause = cause.__cause__ or cause.__context__
+    return "".join(traceback.format_exception(error))
+
+
+def debugging() -> bool:
+    """Whether tracebacks are asked for, by the environment variable PYANNOTE_PRUNE_DEBUG."""
+    return os.environ.get(DEBUG, "0") not in ("", "0")
+
+
 @contextmanager
 def describing(source: object, what: str) -> Iterator[None]:
-    """Whatever goes wrong with a description is told as an `InputError` that names where it is from
+    """Tell errors in a description as an `InputError` that names its source
 
     Parameters
     ----------
     source : object
         Path of a file, usually.
     what : str
-        What it should describe.
+        The thing that it should describe.
+
+    Raises
+    ------
+    InputError
+        For all errors but those that no value of a description can cause.
     """
     try:
         yield
     except InputError as error:
-        raise InputError(f"{source}: {error}") from None
+        raise InputError(f"{source}: {error}") from error
     except KeyError as error:
-        raise InputError(f"{source} does not describe {what}: it has no {error.args[0]!r}.") from None
+        raise InputError(f"{source} does not describe {what}: it has no {error.args[0]!r}.") from error
+    except (ImportError, NameError, NotImplementedError):
+        raise
     except Exception as error:  # values of wrong kinds can do anything
-        raise InputError(f"{source} does not describe {what} ({describe(error)}).") from None
+        raise InputError(f"{source} does not describe {what} ({describe(error)}).") from error

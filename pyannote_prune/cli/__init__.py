@@ -6,10 +6,12 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
+from pyannote_prune import __version__
 from pyannote_prune.cli.benchmark import app as benchmark
 from pyannote_prune.cli.compress import compress
 from pyannote_prune.cli.convert import convert
@@ -20,7 +22,7 @@ from pyannote_prune.cli.info import info
 from pyannote_prune.cli.publish import publish
 from pyannote_prune.cli.simulate import simulate
 from pyannote_prune.cli.train import train
-from pyannote_prune.errors import FULL, InputError, InterruptionError, describe
+from pyannote_prune.errors import DEBUG, FULL, InputError, InterruptionError, debugging, describe, full_traceback
 
 app = typer.Typer(
     name="pyannote-prune",
@@ -37,9 +39,32 @@ for application in (train, compress):
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(application)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"pyannote-prune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+    traceback: Annotated[
+        bool,
+        typer.Option(
+            "--traceback", help=f"Print the whole traceback of an error, as {DEBUG}=1 in the environment does."
+        ),
+    ] = False,
+) -> None:
+    if traceback:
+        os.environ[DEBUG] = "1"  # of processes that this one starts, too
+
+
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: object, **__: object) -> None:
-    # ours and those of pyannote's pipelines are meant for users; others for developers of the libraries below
-    if "pyannote_prune" in filename or "pyannote/audio/pipelines" in Path(filename).as_posix():
+    # those of this package and of pyannote's pipelines are meant for users; others for developers of libraries
+    path = Path(filename)
+    if path.is_relative_to(Path(__file__).parents[1]) or "pyannote/audio/pipelines" in path.as_posix():
         _tell(f"Warning: {' '.join(str(message).split())}")
 
 
@@ -47,23 +72,31 @@ def _tell(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
+def _fail(error: Exception, message: str, code: int) -> NoReturn:
+    if debugging():
+        sys.stderr.write(full_traceback(error))
+    _tell(f"Error: {message}")
+    sys.exit(code)
+
+
 def main() -> None:
-    """Run the command; bad input is told in one line and ends with exit code 2."""
+    """Run the command; errors in its input are told in one line and end with exit code 2."""
     warnings.showwarning = _show_warning
     command = os.environ.get("PYANNOTE_PRUNE_COMMAND")
     if command and "LOCAL_RANK" in os.environ and command not in sys.argv[1:2]:
         # started by Lightning for another device, with the arguments that Hydra was given
         sys.argv.insert(1, command)
+    if "--traceback" in sys.argv:
+        # at the end of a command that failed, too
+        sys.argv.remove("--traceback")
+        sys.argv.insert(1, "--traceback")
     try:
         app()
     except InputError as error:
-        _tell(f"Error: {error}")
-        sys.exit(2)
+        _fail(error, str(error), 2)
     except InterruptionError as error:
-        _tell(f"Error: {error}")
-        sys.exit(1)
+        _fail(error, str(error), 1)
     except OSError as error:
         if error.errno not in FULL:
             raise
-        _tell(f"Error: the disk is full ({describe(error)}).")
-        sys.exit(1)
+        _fail(error, f"the disk is full ({describe(error)}).", 1)

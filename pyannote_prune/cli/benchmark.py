@@ -39,11 +39,12 @@ def speed(
     Example: pyannote-prune benchmark speed wavlm-base-s80-md --duration 16 --batch-size 1
     """
     from pyannote_prune.evaluation.speed import benchmark_backbones
+    from pyannote_prune.reports.tables import print_results
 
     sources = source or ["wavlm-base-plus", "wavlm-base-s80-md"]
     with _progress() as tell:
-        report = benchmark_backbones(sources, duration, batch_size, precision, device, repeats, tell)
-    report.print(as_json, as_markdown)
+        results = benchmark_backbones(sources, duration, batch_size, precision, device, repeats, tell)
+    print_results(results, as_json, as_markdown)
 
 
 @app.command()
@@ -62,10 +63,11 @@ def pipeline(
     Example: pyannote-prune benchmark pipeline pipeline meeting.wav
     """
     from pyannote_prune.evaluation.end_to_end import benchmark_pipelines
+    from pyannote_prune.reports.tables import print_results
 
     with _progress() as tell:
-        report = benchmark_pipelines(pipeline, audio, device, repeats, tell)
-    report.print(as_json, as_markdown)
+        results = benchmark_pipelines(pipeline, audio, device, repeats, tell)
+    print_results(results, as_json, as_markdown)
 
 
 @app.command()
@@ -82,10 +84,11 @@ def scaling(
     Example: pyannote-prune benchmark scaling pipeline meeting.wav --minutes 1 --minutes 10 --minutes 60
     """
     from pyannote_prune.evaluation.end_to_end import benchmark_scaling
+    from pyannote_prune.reports.tables import print_results
 
     with _progress() as tell:
-        report = benchmark_scaling(pipeline, audio, minutes, device, tell)
-    report.print(as_json, as_markdown)
+        results = benchmark_scaling(pipeline, audio, minutes, device, tell)
+    print_results(results, as_json, as_markdown)
 
 
 @contextmanager

@@ -19,9 +19,9 @@ def demo() -> None:
 
     from pyannote_prune import embedded_pipeline
     from pyannote_prune.models.audio import Audio
-    from pyannote_prune.pipelines.output import summary_table
     from pyannote_prune.pipelines.pretrained import load_pipeline
     from pyannote_prune.pruning import total_cost
+    from pyannote_prune.reports.tables import summary_table
     from pyannote_prune.upstream import segmentation_inference
     from pyannote_prune.wavlm.configuration import dense_family
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from pyannote_prune.cli.options import Device, Revision, Token
-from pyannote_prune.errors import InputError, describe
+from pyannote_prune.errors import InputError, debugging, describe, full_traceback, is_expected
 
 
 def diarize(
@@ -63,8 +63,9 @@ def diarize(
 
     from pyannote_prune import embedded_pipeline
     from pyannote_prune.models.audio import Audio
-    from pyannote_prune.pipelines.output import FORMATS, summary_table
+    from pyannote_prune.pipelines.output import FORMATS
     from pyannote_prune.pipelines.pretrained import load_pipeline
+    from pyannote_prune.reports.tables import summary_table
     from pyannote_prune.reports.timeline import plot_timeline
 
     recordings = _find(audio)
@@ -100,6 +101,8 @@ def diarize(
         except Exception as error:  # as many as there are decoders: other recordings depend on going on
             failed.append(path)
             where = "" if isinstance(error, InputError) else f"{path}: "
+            if debugging() or not is_expected(error):
+                typer.echo(full_traceback(error), err=True, nl=False)
             typer.echo(f"Error: {where}{describe(error)}", err=True)
             continue
 

@@ -52,8 +52,9 @@ def evaluate(
     # standard output is for the report: pyannote.database talks while it reads registries
     with redirect_stdout(sys.stderr):
         from pyannote_prune.evaluation.accuracy import FAILED, evaluate
+        from pyannote_prune.reports.tables import print_results
 
-        report = evaluate(
+        results = evaluate(
             pipelines,
             protocols,
             registry=registry,
@@ -63,6 +64,6 @@ def evaluate(
             output=output,
             device=device,
         )
-    report.print(as_json, as_markdown)
-    if report.about[FAILED]:
+    print_results(results, as_json, as_markdown)
+    if results.about[FAILED]:
         raise typer.Exit(2)

@@ -15,7 +15,7 @@ from pyannote.core import Annotation, SlidingWindowFeature
 from scipy.ndimage import median_filter as scipy_median_filter
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.evaluation.results import Column, Report, with_values
+from pyannote_prune.evaluation.results import Column, Results, with_values
 from pyannote_prune.evaluation.timing import PeakMemory, check_positive, interleave, machine, silent, synchronize
 from pyannote_prune.pipelines import SpeakerDiarization
 from pyannote_prune.pipelines.pretrained import load_pipeline
@@ -94,7 +94,7 @@ def benchmark_pipelines(
     device: str = "auto",
     repeats: int = 1,
     tell: Callable[[str], object] = silent,
-) -> Report:
+) -> Results:
     """Time our pipeline and upstream's, of the same models and hyper-parameters, in one run
 
     Parameters
@@ -111,7 +111,7 @@ def benchmark_pipelines(
 
     Returns
     -------
-    report : Report
+    results : Results
         One row per recording and implementation: seconds of the whole and of its stages, real-time factor, memory
         above that of the loaded models (the waveform counts), and whether the annotations are the same.
 
@@ -167,7 +167,7 @@ def benchmark_pipelines(
         Column("same", "same annotation"),
     ]
     about = {"pipeline": source, "repeats": repeats, "audio": "decoded beforehand", **_settings(pipeline)}
-    return Report("Pipelines", with_values(columns, rows), rows, about)
+    return Results("Pipelines", with_values(columns, rows), rows, about)
 
 
 def benchmark_scaling(
@@ -176,7 +176,7 @@ def benchmark_scaling(
     minutes: Sequence[float] = (1, 10, 30, 60, 120, 240),
     device: str = "auto",
     tell: Callable[[str], object] = silent,
-) -> Report:
+) -> Results:
     """Diarize a recording that is repeated up to several lengths
 
     Parameters
@@ -192,7 +192,7 @@ def benchmark_scaling(
 
     Returns
     -------
-    report : Report
+    results : Results
         One row per length. Seconds per minute of audio are compared with those of 10 minutes, or with those of the
         shortest length when 10 minutes are not among them. Memory as above.
 
@@ -232,7 +232,7 @@ def benchmark_scaling(
         Column("speakers", "speakers", "d"),
     ]
     about = {"pipeline": source, "recording": recording.name, **_settings(pipeline)}
-    return Report("Scaling", with_values(columns, rows), rows, about)
+    return Results("Scaling", with_values(columns, rows), rows, about)
 
 
 def _load(source: str, device: str, recordings: Sequence[Path]) -> SpeakerDiarization:

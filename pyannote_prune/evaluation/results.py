@@ -1,20 +1,15 @@
-"""Tables of results, for people, programs and documents."""
+"""Results of evaluations and benchmarks, as data: `reports` shows them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table
+    """A column of a table of results
 
     Parameters
     ----------
@@ -30,26 +25,15 @@ class Column:
     header: str
     format: str = ""
 
-    def show(self, row: Mapping[str, Any]) -> str:
-        """Text of this column in a row, empty where there is no value."""
-        value = row.get(self.key)
-        if value is None:
-            return ""
-        return (
-            format(value, self.format)
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
-            else str(value)
-        )
-
 
 def with_values(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """Those columns that at least one row has a value for."""
+    """Columns that at least one row has a value for."""
     return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
 
 
 @dataclass
-class Report:
-    """A table of results, and what has to be known to repeat them
+class Results:
+    """Rows of numbers, and the settings that repeat them
 
     Parameters
     ----------
@@ -65,36 +49,3 @@ class Report:
     columns: Sequence[Column]
     rows: Sequence[Mapping[str, Any]]
     about: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """One JSON object: `title`, `about`, `rows`."""
-        return json.dumps({"title": self.title, "about": self.about, "rows": self.rows}, indent=2)
-
-    def to_markdown(self) -> str:
-        """A table of GitHub's Markdown, and a line of settings."""
-        lines = [
-            "| " + " | ".join(column.header for column in self.columns) + " |",
-            "|" + "|".join("---:" if column.format else "---" for column in self.columns) + "|",
-            *("| " + " | ".join(column.show(row) for column in self.columns) + " |" for row in self.rows),
-        ]
-        return "\n".join([*lines, "", self._settings()])
-
-    def to_table(self) -> Table:
-        """A table of Rich."""
-        table = Table(title=escape(self.title), caption=escape(self._settings()))
-        for column in self.columns:
-            # names go on in the next line rather than end in dots
-            table.add_column(column.header, justify="right" if column.format else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*(escape(column.show(row)) for column in self.columns))
-        return table
-
-    def print(self, as_json: bool = False, as_markdown: bool = False) -> None:
-        """Print to standard output."""
-        if as_json or as_markdown:
-            print(self.to_json() if as_json else self.to_markdown())
-        else:
-            Console().print(self.to_table())
-
-    def _settings(self) -> str:
-        return ", ".join(f"{name}: {value}" for name, value in self.about.items())

@@ -14,7 +14,7 @@ from transformers import WavLMConfig, WavLMModel
 
 from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.errors import InputError
-from pyannote_prune.evaluation.results import Column, Report, with_values
+from pyannote_prune.evaluation.results import Column, Results, with_values
 from pyannote_prune.evaluation.timing import check_positive, machine, matmul_peak, median_seconds, silent, synchronize
 from pyannote_prune.inference.devices import find_device
 from pyannote_prune.inference.prepare import PRECISIONS, prepare
@@ -75,7 +75,7 @@ def benchmark_backbones(
     device: str = "auto",
     repeats: int = 5,
     tell: Callable[[str], object] = silent,
-) -> Report:
+) -> Results:
     """Time backbones, and the dense architectures they come from, in one run
 
     Everything that is timed gives the hidden states of all layers. Candidates of a setting take turns.
@@ -97,7 +97,7 @@ def benchmark_backbones(
 
     Returns
     -------
-    report : Report
+    results : Results
         One row per setting and candidate. "x faster" is the time of the dense architecture in transformers over
         that of the row, in the same setting; "of peak" the share of the fastest matrix product of the machine.
 
@@ -141,7 +141,7 @@ def benchmark_backbones(
 
     _compare(rows)
     about = {"repeats": repeats, "output": "hidden states of all layers", **machine(target)}
-    return Report("Backbones", with_values(_COLUMNS, rows), rows, about)
+    return Results("Backbones", with_values(_COLUMNS, rows), rows, about)
 
 
 def _num_samples(duration: float) -> int:

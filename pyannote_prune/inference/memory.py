@@ -1,7 +1,8 @@
-"""What to do when a device has no memory left."""
+"""Smaller batches where a device has no memory left."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,6 +12,9 @@ import torch
 from pyannote_prune.errors import InputError
 
 Result = TypeVar("Result")
+
+# RuntimeErrors of allocators: of CPUs, of MPS, of CUDA's libraries
+_EXHAUSTED = re.compile(r"can't allocate memory|not enough memory|out of memory|_ALLOC_FAILED")
 
 
 def within_memory(step: Callable[[int], Result], batch_size: int, name: str) -> Result:
@@ -33,8 +37,9 @@ def within_memory(step: Callable[[int], Result], batch_size: int, name: str) -> 
     while True:
         try:
             result = step(size)
-        # upstream's own steps raise a MemoryError for one of PyTorch
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not _is_of_memory(error):
+                raise
             if size == 1:
                 raise InputError(
                     f"There is not enough memory for {name}, even in batches of 1: free some, or use another device."
@@ -49,6 +54,12 @@ def within_memory(step: Callable[[int], Result], batch_size: int, name: str) -> 
         warnings.warn(
             f"Memory ran out: {name} goes on in batches of {size} instead of {batch_size}. Setting "
             f"`{name}_batch_size: {size}` in the pipeline's config.yaml saves finding that out.",
-            stacklevel=3,
+            # this module: the command shows what this package warns of, not what libraries that call it do
+            stacklevel=1,
         )
     return result
+
+
+def _is_of_memory(error: Exception) -> bool:
+    # upstream's own steps raise a MemoryError for one of PyTorch
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(_EXHAUSTED.search(str(error)))

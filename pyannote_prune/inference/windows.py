@@ -74,24 +74,28 @@ class SegmentationInference(UpstreamInference):
         """
         ours = isinstance(self.model, SegmentationModel) and self.skip_aggregation and len(waveform) == 1
 
+        # one by one, windows stay in the cache of a CPU: a smaller batch size would change nothing
+        one_by_one = ours and self.device.type == "cpu"
+
         def slide(batch_size: int) -> SlidingWindowFeature:
-            self.batch_size = batch_size
+            if not one_by_one:
+                self.batch_size = batch_size
             if not ours:
                 return UpstreamInference.slide(self, waveform, sample_rate, hook)
             if self._executor is None:
                 self._executor = prepare(self.model, precision=self.precision)
             with self._executor.running() as model:
-                return self._slide(model, waveform[0], sample_rate, hook)
+                return self._slide(model, waveform[0], sample_rate, batch_size, hook)
 
-        return within_memory(slide, self.batch_size, "segmentation")
+        return within_memory(slide, 1 if one_by_one else self.batch_size, "segmentation")
 
-    def _slide(self, model: Any, waveform: Tensor, sample_rate: int, hook: Callable | None) -> SlidingWindowFeature:
+    def _slide(
+        self, model: Any, waveform: Tensor, sample_rate: int, batch_size: int, hook: Callable | None
+    ) -> SlidingWindowFeature:
         window, step = self.model.audio.get_num_samples(self.duration), round(self.step * sample_rate)
         # the last one is completed with zeros
         num_windows = 1 + max(0, -(-(len(waveform) - window) // step))
         score = (_SharedFeatures if self._shares(step) else _Windows)(model, window, step)
-        # one by one, windows stay in the cache of a CPU
-        batch_size = 1 if self.device.type == "cpu" else self.batch_size
         outputs = []
         if hook is not None:
             hook(completed=0, total=num_windows)

@@ -185,7 +185,7 @@ def _warn_if_truncated(file: AudioFile, reader: soundfile.SoundFile, num_samples
         warnings.warn(
             f"{file.get('uri', file['audio'])} is incomplete: it ends after {num_samples / reader.samplerate:.1f} s of "
             f"{expected / reader.samplerate:.1f} s.",
-            stacklevel=3,
+            stacklevel=1,
         )
 
 

@@ -1,4 +1,4 @@
-"""What a diarization is written as, and what it amounts to."""
+"""Formats of a diarization, and the totals of its speakers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from pyannote.core import Annotation
-from rich.markup import escape
-from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -42,33 +40,6 @@ def speaker_totals(diarization: Annotation) -> list[SpeakerTotal]:
         SpeakerTotal(speaker, turns[speaker], round(spoken, 3), round(spoken / whole, 4))
         for speaker, spoken in seconds.items()
     ]
-
-
-def summary_table(diarization: Annotation, duration: float) -> Table:
-    """Turns and speech of each speaker, and how long several speak at once, as a table of Rich
-
-    Parameters
-    ----------
-    diarization : Annotation
-    duration : float
-        Of the recording, in seconds.
-    """
-    table = Table(title=escape(f"{diarization.uri}, {clock(duration)}"))
-    table.add_column("speaker", overflow="fold")
-    for header in ("turns", "speech (min:s)", "share"):
-        table.add_column(header, justify="right")
-    for total in speaker_totals(diarization):
-        table.add_row(escape(total.speaker), str(total.turns), clock(total.seconds, 1), f"{total.share:.1%}")
-    table.add_section()
-    table.add_row("overlap", "", clock(diarization.get_overlap().duration(), 1))
-    return table
-
-
-def clock(seconds: float, decimals: int = 0) -> str:
-    """Minutes and seconds, as 75:04 or, with a decimal, 75:03.7."""
-    minutes, rest = divmod(round(seconds, decimals), 60)
-    width = 3 + decimals if decimals else 2
-    return f"{int(minutes)}:{rest:0{width}.{decimals}f}"
 
 
 def to_rttm(diarization: Annotation, duration: float) -> str:

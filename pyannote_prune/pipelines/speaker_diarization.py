@@ -284,19 +284,26 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         embeddings : (num_chunks, num_speakers, dimension) array
         """
 
+        embedding: Any = speaker_embedding(self)
+        by_chunk = pools_by_speaker(embedding)
+        # one by one, chunks stay in the cache of a CPU: a smaller batch size would change nothing
+        one_by_one = by_chunk and embedding.device.type == "cpu"
+
         def embed(batch_size: int) -> np.ndarray:
-            self.embedding_batch_size = batch_size
-            if pools_by_speaker(speaker_embedding(self)):
-                return self._embed(file, binary_segmentations, exclude_overlap, hook)
+            if not one_by_one:
+                self.embedding_batch_size = batch_size
+            if by_chunk:
+                return self._embed(file, binary_segmentations, exclude_overlap, batch_size, hook)
             return UpstreamSpeakerDiarization.get_embeddings(self, file, binary_segmentations, exclude_overlap, hook)
 
-        return within_memory(embed, self.embedding_batch_size, "embedding")
+        return within_memory(embed, 1 if one_by_one else self.embedding_batch_size, "embedding")
 
     def _embed(
         self,
         file: MutableMapping[str, Any],
         binary_segmentations: SlidingWindowFeature,
         exclude_overlap: bool,
+        batch_size: int,
         hook: Callable | None,
     ) -> np.ndarray:
         """Same as `get_embeddings`, with a model that takes all speakers of a chunk at once."""
@@ -319,8 +326,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             embedding,
             embedding_masks(embedding, binary_segmentations, exclude_overlap),
             waveform_of,
-            # chunks one by one stay in the cache of a CPU
-            1 if embedding.device.type == "cpu" else self.embedding_batch_size,
+            batch_size,
             progress,
         )
         if self.training:

@@ -53,7 +53,7 @@ _RATES = {"der", "miss", "false_alarm", "confusion"}
 
 
 @dataclass(frozen=True)
-class Results:
+class Scores:
     """What `pyannote-prune evaluate --json` says about one pipeline
 
     Parameters
@@ -87,7 +87,7 @@ class Results:
         ]
 
 
-def read_results(path: Path, directory: Path) -> Results:
+def read_scores(path: Path, directory: Path) -> Scores:
     """Read what `pyannote-prune evaluate --json` says about a pipeline directory
 
     Parameters
@@ -116,7 +116,7 @@ def read_results(path: Path, directory: Path) -> Results:
     own = names if len(names) == 1 else [name for name in names if f"{absolute}/".endswith(f"/{name}/")]
     if len(own) != 1:
         raise InputError(f"{path} holds results of {', '.join(names)}: none of them is named like {directory}.")
-    return Results([row for row in rows if row["pipeline"] == own[0]], about)
+    return Scores([row for row in rows if row["pipeline"] == own[0]], about)
 
 
 def write_card(
@@ -157,7 +157,7 @@ def write_card(
     """
     if license is not None and license not in LICENSES:
         raise InputError(f"--license must be one that the hub knows ({', '.join(LICENSES)}), got {license!r}.")
-    scores = None if results is None else read_results(results, contents.directory)
+    scores = None if results is None else read_scores(results, contents.directory)
     facts = _describe(contents.segmentation)
     data = ModelCardData(
         license=license,

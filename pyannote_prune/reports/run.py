@@ -31,6 +31,7 @@ from pyannote_prune.evaluation.results import Column, with_values
 from pyannote_prune.models import WavLMSegmentation, load_segmentation
 from pyannote_prune.pruning import Units, total_cost
 from pyannote_prune.reports.shapes import plot_shapes
+from pyannote_prune.reports.tables import cell
 from pyannote_prune.reports.timeline import PALETTE, drawing
 from pyannote_prune.wavlm import PrunedWavLMConfig
 
@@ -178,7 +179,7 @@ def write_report(directory: Path) -> Path:
             title=f"{'Compression' if compressed else 'Training'}: {directory.resolve().name}",
             about=about,
             columns=columns,
-            rows=[[column.show(row) for column in columns] for row in rows] if len(columns) > 1 else [],
+            rows=[[cell(column, row) for column in columns] for row in rows] if len(columns) > 1 else [],
             survival=_draw_survival(stages, picture),
             sections=[
                 (stage.name if compressed else "Curves", panels)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 from pyannote.core import Annotation
 
-from pyannote_prune.pipelines.output import clock
+from pyannote_prune.reports.tables import clock
 
 PICTURES = ("png", "svg")
 

@@ -1,8 +1,8 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -12,6 +12,11 @@ from pyannote.core import Annotation, Segment, Timeline
 from pyannote.database.util import load_rttm
 from pyannote.metrics.diarization import DiarizationErrorRate
 
+import pyannote_prune
+from pyannote_prune.cli import main
+from pyannote_prune.errors import InputError, describing
+from pyannote_prune.evaluation import accuracy, counts
+from pyannote_prune.models import WavLMSegmentation
 from tests.conftest import FIXTURES, SAMPLE
 
 
@@ -125,18 +130,71 @@ def test_unknown_option(run):
     assert "--colour" in err
 
 
-def test_demo():
-    """As `make demo` runs it, in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, "-m", "pyannote_prune.cli", "demo"], capture_output=True, text=True, check=True
-    )
+def test_demo(run):
+    code, out, _ = run("demo")
+    assert code == 0
     hypothesis = Annotation()
-    for line in result.stdout.splitlines():
+    for line in out.splitlines():
         if turn := re.fullmatch(r" *([\d.]+) s +([\d.]+) s +(SPEAKER_\d+)", line):
             hypothesis[Segment(float(turn[1]), float(turn[2])), turn[3]] = turn[3]
     assert len(hypothesis.labels()) == 2
     reference = load_rttm(SAMPLE.with_suffix(".rttm"))["sample"]
     error = DiarizationErrorRate()(reference, hypothesis, uem=Timeline([Segment(0, 30)]))
     assert error < 0.25
-    printed = re.search(r"2 speakers \(reference: 2\), diarization error rate ([\d.]+)%", result.stdout)
+    printed = re.search(r"2 speakers \(reference: 2\), diarization error rate ([\d.]+)%", out)
     assert float(printed[1]) == pytest.approx(100 * error, abs=0.2)  # turns are printed to 10 ms
+
+
+def test_version(run):
+    code, out, err = run("--version")
+    assert (code, out, err) == (0, f"pyannote-prune {version('pyannote-prune')}\n", "")
+    assert pyannote_prune.__version__ == version("pyannote-prune")
+
+
+@pytest.mark.parametrize("place", ["first", "last", "environment"])
+def test_traceback(place, run, monkeypatch, tmp_path):
+    """Of the sentence, and of the error that it stands for, wherever the switch is typed."""
+    monkeypatch.setenv("PYANNOTE_PRUNE_DEBUG", "1" if place == "environment" else "0")  # restored after the switch
+    registry = tmp_path / "database.yml"
+    registry.write_text("Protocols: [")
+    arguments = ["evaluate", "pipeline", "--protocol", "A.B.C", "--registry", registry]
+    monkeypatch.setattr(accuracy, "fingerprint", lambda source: "1")
+    switch = ["--traceback"] if place != "environment" else []
+    code, out, err = run(*switch, *arguments) if place == "first" else run(*arguments, *switch)
+    assert (code, out) == (2, "")
+    assert err.count("Traceback (most recent call last):") >= 2
+    assert "yaml.parser.ParserError" in err
+    assert lines(err)[-1].startswith(f"Error: {registry} could not be read as a registry")
+
+    monkeypatch.setenv("PYANNOTE_PRUNE_DEBUG", "0")
+    code, _, err = run(*arguments)
+    assert (code, len(lines(err))) == (2, 1)
+
+
+def test_bugs_are_not_told_in_a_sentence(run, untrained, short, monkeypatch):
+    def bug(*_, **__):
+        return undefined_name  # noqa: F821
+
+    monkeypatch.setattr(counts, "total_cost", bug)
+    monkeypatch.setattr(sys, "argv", ["pyannote-prune", "info", "wavlm-large"])
+    with pytest.raises(NameError, match="undefined_name"):
+        main()
+
+    # one recording does not stop the others, but where it went wrong is printed
+    monkeypatch.setattr(WavLMSegmentation, "classify", bug)
+    code, _, err = run("diarize", short, "--pipeline", untrained, "--device", "cpu")
+    assert code == 2
+    assert "Traceback (most recent call last):" in err
+    assert "in bug" in err
+    assert lines(err)[-1].startswith(f"Error: {short}: NameError: ")
+
+
+def test_a_bug_in_reading_a_description_is_not_an_error_of_the_description():
+    with pytest.raises(NameError), describing("config.yaml", "a pipeline"):
+        undefined_name  # noqa: B018, F821
+    with (
+        pytest.raises(InputError, match=r"config.yaml does not describe a pipeline \(TypeError") as raised,
+        describing("config.yaml", "a pipeline"),
+    ):
+        len(1)
+    assert isinstance(raised.value.__cause__, TypeError)

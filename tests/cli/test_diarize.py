@@ -12,7 +12,7 @@ from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
 from pyannote.core import Annotation, Segment
 from pyannote.database.util import load_rttm
 
-from pyannote_prune.pipelines import directory
+from pyannote_prune.pipelines import pretrained
 from pyannote_prune.pipelines.output import to_rttm
 
 TURNS = [(0.0, 4.0, "SPEAKER_00"), (3.0, 6.0, "SPEAKER_01"), (7.0, 8.5, "SPEAKER_00")]
@@ -51,7 +51,7 @@ class Scripted:
 @pytest.fixture
 def scripted(monkeypatch):
     pipeline = Scripted()
-    monkeypatch.setattr(directory, "load_pipeline", lambda *_: pipeline)
+    monkeypatch.setattr(pretrained, "load_pipeline", lambda *_: pipeline)
     return pipeline
 
 

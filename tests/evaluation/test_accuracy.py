@@ -12,8 +12,9 @@ from pyannote.database.util import load_rttm
 from pyannote.metrics.diarization import DiarizationErrorRate
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.evaluation import accuracy
-from pyannote_prune.evaluation.accuracy import evaluate, label_pipelines
+from pyannote_prune.evaluation import hypotheses
+from pyannote_prune.evaluation.accuracy import evaluate
+from pyannote_prune.evaluation.hypotheses import label_pipelines
 from pyannote_prune.pipelines import directory
 from pyannote_prune.pipelines.fingerprint import fingerprint
 from pyannote_prune.pipelines.recording import decode
@@ -88,7 +89,7 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch):
     pipeline = Fake()
-    monkeypatch.setattr(accuracy, "load_pipeline", pipeline.load)
+    monkeypatch.setattr(hypotheses, "load_pipeline", pipeline.load)
     return pipeline
 
 

@@ -1,17 +1,13 @@
-import io
 import json
 import re
 
 import pytest
 from pyannote.core import Annotation, Segment
 from pyannote.database.util import load_rttm
-from rich.console import Console
 
 from pyannote_prune.pipelines.output import (
     FORMATS,
-    clock,
     speaker_totals,
-    summary_table,
     to_audacity,
     to_json,
     to_rttm,
@@ -85,17 +81,6 @@ def test_webvtt_escapes_names():
     )
 
 
-def test_summary(diarization):
-    console = Console(file=io.StringIO(), width=80)
-    console.print(summary_table(diarization, DURATION))
-    text = console.file.getvalue()
-    rows = {line.split()[1]: line.split() for line in text.splitlines() if line.startswith("│")}
-    assert "meeting, 61:40" in text
-    assert rows["A"][3:9:2] == ["2", "0:15.0", "37.5%"]
-    assert rows["B"][3:9:2] == ["2", "0:25.0", "62.5%"]
-    assert "0:07.0" in rows["overlap"]
-
-
 def test_no_speech(silence):
     texts = {name: format.write(silence, 5.0) for name, format in FORMATS.items()}
     assert texts["rttm"] == texts["audacity"] == ""
@@ -103,11 +88,3 @@ def test_no_speech(silence):
     content = json.loads(texts["json"])
     assert (content["duration"], content["speakers"], content["turns"]) == (5.0, [], [])
     assert speaker_totals(silence) == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "decimals", "text"),
-    [(0, 0, "0:00"), (9.6, 0, "0:10"), (59.96, 1, "1:00.0"), (75.34, 1, "1:15.3"), (4504, 0, "75:04")],
-)
-def test_clock(seconds, decimals, text):
-    assert clock(seconds, decimals) == text

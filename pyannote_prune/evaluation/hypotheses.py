@@ -1,0 +1,180 @@
+"""Hypotheses of pipelines about recordings of protocols, kept as RTTM files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from pyannote.core import Annotation
+from pyannote.database import FileFinder, ProtocolFile
+from pyannote.database.util import load_rttm
+from rich.progress import Progress
+
+from pyannote_prune.errors import InputError, debugging, describe, full_traceback, is_expected
+from pyannote_prune.pipelines.pretrained import load_pipeline
+from pyannote_prune.protocols import Reference
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A subset of a protocol
+
+    Parameters
+    ----------
+    protocol : str
+    subset : {"test", "development", "train"}
+    references : list of Reference
+    """
+
+    protocol: str
+    subset: str
+    references: list[Reference]
+
+
+@dataclass(frozen=True)
+class System:
+    """A pipeline, and the folder of its hypotheses
+
+    Parameters
+    ----------
+    label : str
+    source : str
+        Pipeline directory, or hub id.
+    fingerprint : str
+    folder : Path
+    """
+
+    label: str
+    source: str
+    fingerprint: str
+    folder: Path
+
+    def hypothesis(self, corpus: Corpus, reference: Reference) -> Path:
+        """Where the hypothesis about a recording is, or will be."""
+        return self._folder(corpus) / f"{reference.uri}.rttm"
+
+    def refuse_others(self, corpora: Sequence[Corpus]) -> None:
+        """Refuse a folder with hypotheses of something else, by an `InputError`."""
+        settings = self.folder / SETTINGS
+        if settings.is_file():
+            foreign = self.fingerprint not in settings.read_text(encoding="utf-8")
+        else:
+            foreign = any(self._folder(corpus).exists() for corpus in corpora)
+        if foreign:
+            raise InputError(
+                f"{self.folder} holds hypotheses of another pipeline, or of {self.source} before it changed: remove "
+                "that folder, or give another --output."
+            )
+
+    def remember(self) -> None:
+        """Write down what the hypotheses come from."""
+        source = os.path.abspath(self.source) if Path(self.source).exists() else self.source
+        settings = {"pipeline": source, "fingerprint": self.fingerprint}
+        _write(self.folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+
+    def _folder(self, corpus: Corpus) -> Path:
+        return self.folder / f"{corpus.protocol}.{corpus.subset}"
+
+
+def label_pipelines(sources: Sequence[str]) -> dict[str, str]:
+    """Label pipelines by the shortest ends of their paths that tell them apart
+
+    Parameters
+    ----------
+    sources : sequence of str
+        Directories and hub ids. One that is given twice gets one label.
+
+    Returns
+    -------
+    sources : dict
+        By label.
+    """
+    by_path: dict[tuple[str, ...], str] = {}
+    for source in sources:
+        path = PurePath(os.path.abspath(source) if Path(source).exists() else source)
+        by_path[path.parts[1:] if path.is_absolute() else path.parts] = source
+    labels = {}
+    for parts, source in by_path.items():
+        lengths = range(1, len(parts) + 1)
+        distinct = (length for length in lengths if sum(other[-length:] == parts[-length:] for other in by_path) == 1)
+        labels["/".join(parts[-next(distinct, len(parts)) :])] = source
+    return labels
+
+
+def diarize(system: System, corpora: Sequence[Corpus], device: str, progress: Progress) -> None:
+    """Write those hypotheses of a system that are not there
+
+    Parameters
+    ----------
+    system : System
+    corpora : sequence of Corpus
+    device : str
+    progress : Progress
+        Gets a bar per corpus. Recordings that cannot be processed are told on its console.
+
+    Raises
+    ------
+    InputError
+        When the pipeline cannot be loaded.
+    """
+    missing = [
+        (corpus, references)
+        for corpus in corpora
+        if (references := [each for each in corpus.references if not system.hypothesis(corpus, each).is_file()])
+    ]
+    if not missing:
+        return
+    pipeline = load_pipeline(system.source, device)
+    system.remember()
+    for corpus, references in missing:
+        for reference in progress.track(references, description=f"{system.label}, {corpus.protocol}"):
+            try:
+                output = pipeline(_recording(reference.file))
+                rttm = getattr(output, "speaker_diarization", output).to_rttm()
+            except Exception as error:  # as many as there are decoders: hours of other recordings depend on going on
+                if debugging() or not is_expected(error):
+                    progress.console.print(full_traceback(error), markup=False, end="")
+                message = f"Error: {system.label}, {corpus.protocol}, {reference.uri}: {describe(error)}"
+                progress.console.print(message, markup=False)
+            else:
+                _write(system.hypothesis(corpus, reference), rttm)
+
+
+def _recording(file: ProtocolFile) -> dict[str, Any]:
+    """What a pipeline is told: nothing of the reference, which some would use."""
+    try:
+        audio = FileFinder()(file)
+    except FileNotFoundError as error:
+        raise InputError(" ".join(str(error).split())) from error
+    except KeyError as error:
+        raise InputError(f"the registry does not say where recordings of {file['database']} are.") from error
+    return {"uri": file["uri"], "audio": str(audio), **({"channel": file["channel"]} if "channel" in file else {})}
+
+
+def read_hypothesis(path: Path, uri: str) -> Annotation:
+    """Read a hypothesis; an empty file is one without speech."""
+    try:
+        turns = load_rttm(path)
+    except Exception as error:  # those of its parser
+        turns, reason = {}, describe(error)
+    else:
+        reason = f"it has no turns of {uri}"
+    if uri in turns:
+        return turns[uri]
+    if path.stat().st_size == 0:
+        return Annotation(uri=uri)
+    raise InputError(f"{path} is not the hypothesis that it was ({reason}): remove it, to have it computed again.")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that is whole whenever it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
