@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from pyannote_prune.inference.derive import Replacements, share, sharing
 from pyannote_prune.inference.kernels import (
@@ -18,6 +17,7 @@ from pyannote_prune.inference.kernels import (
     linear,
     multiply_spectra,
 )
+from pyannote_prune.models.conformer import ConvolutionModule, SelfAttention
 from pyannote_prune.wavlm.feature_extractor import ConvLayer, FeatureExtractor
 from pyannote_prune.wavlm.modeling import MASKED, Attention, Encoder
 from pyannote_prune.wavlm.positional import PositionalConvEmbedding
@@ -36,19 +36,45 @@ class FastLinear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-class FastMultiheadAttention(nn.MultiheadAttention):
-    """`torch.nn.MultiheadAttention` of a sequence to itself, without mask"""
+class FastSelfAttention(SelfAttention):
+    """Attention of the Conformer, one head at a time"""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
-        """Sequences of (frames, batch, features), or (batch, frames, features) if `batch_first`"""
-        masked = kwargs.get("key_padding_mask") is not None or kwargs.get("attn_mask") is not None
-        alone = query is key is value and query.ndim == 3 and self.in_proj_weight is not None
-        if args or masked or kwargs.get("need_weights", True) or not alone:
-            return super().forward(query, key, value, *args, **kwargs)
-        x = query if self.batch_first else query.transpose(0, 1)
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, frames, width) -> same shape"""
         packed = linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, -1))
-        output = self.out_proj(attend(*packed.permute(2, 0, 3, 1, 4)))
-        return output if self.batch_first else output.transpose(0, 1), None
+        return self.out_proj(attend(*packed.permute(2, 0, 3, 1, 4)))
+
+
+class FrozenConvolution(ConvolutionModule):
+    """Convolution module with channels last, its normalisation part of the depthwise convolution"""
+
+    depthwise: tuple[Tensor, Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, frames, width) -> same shape"""
+        first: Any
+        last: Any
+        between: Any
+        first, between, last = self.sequential[0], self.sequential[2], self.sequential[5]
+        x = F.glu(linear(self.layer_norm(x), first.weight[..., 0], first.bias), dim=-1)
+        weight, bias = self.depthwise
+        # as an image of one row, whose channels are last in memory
+        image = x.unsqueeze(1).permute(0, 3, 1, 2)
+        padding = (0, between.padding[0])
+        y = F.conv2d(image, weight, bias, padding=padding, groups=len(weight)).permute(0, 2, 3, 1).squeeze(1)
+        return self.sequential[6](linear(F.silu(y), last.weight[..., 0], last.bias))
+
+
+def _freeze_convolution(module: nn.Module) -> FrozenConvolution:
+    twin = share(module, FrozenConvolution)
+    conv: Any
+    norm: Any
+    conv, norm = twin.sequential[2], twin.sequential[3]
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    weight = (conv.weight * scale[:, None, None]).unsqueeze(2).detach()
+    bias = (norm.bias + (conv.bias - norm.running_mean) * scale).detach()
+    twin.__dict__["depthwise"] = (weight.contiguous(memory_format=torch.channels_last), bias)
+    return twin
 
 
 class DistanceEncoder(Encoder):
@@ -68,6 +94,8 @@ class BackwardKeys(Attention):
 
     def gate(self, x: Tensor) -> Tensor:
         """(batch, frames, hidden_size) -> (batch, surviving heads, frames, 1)"""
+        if not isinstance(self.gru_rel_pos_linear, nn.Linear):  # but a quantised one
+            return super().gate(x)
         # the 8 outputs are summed by fours: summing the weights first is the same, and cheaper
         weight = self.gru_rel_pos_linear.weight.view(2, 4, -1).sum(1)
         bias = self.gru_rel_pos_linear.bias.view(2, 4).sum(1)
@@ -230,8 +258,8 @@ def _output_statistics(conv: nn.Conv1d, waveform: Tensor) -> tuple[Tensor, Tenso
 # plain inference in float32
 FROZEN: Replacements = {
     nn.Linear: sharing(FastLinear),
-    NonDynamicallyQuantizableLinear: sharing(FastLinear),
-    nn.MultiheadAttention: sharing(FastMultiheadAttention),
+    SelfAttention: sharing(FastSelfAttention),
+    ConvolutionModule: _freeze_convolution,
     Encoder: sharing(DistanceEncoder),
     Attention: sharing(BackwardKeys),
     PositionalConvEmbedding: _freeze,

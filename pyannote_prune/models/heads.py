@@ -5,8 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch.nn.functional as F
-import torchaudio
 from torch import Tensor, nn
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.models.conformer import Conformer
 
 
 class ConformerHead(nn.Module):
@@ -25,6 +27,11 @@ class ConformerHead(nn.Module):
     dropout : float, optional
     linear_size, num_linear_layers : int, optional
         Width and number of linear layers that follow. Defaults to none.
+
+    Raises
+    ------
+    InputError
+        When `kernel_size` is even, or `hidden_size` no multiple of `num_heads`.
     """
 
     def __init__(
@@ -46,14 +53,13 @@ class ConformerHead(nn.Module):
         else:
             self.projection = nn.Linear(in_features, hidden_size)
             self.layer_norm = nn.LayerNorm(hidden_size)
-        self.conformer = torchaudio.models.Conformer(
-            input_dim=hidden_size,
-            num_heads=num_heads,
-            ffn_dim=ffn_dim,
-            num_layers=num_layers,
-            depthwise_conv_kernel_size=kernel_size,
-            dropout=dropout,
-        )
+        if kernel_size % 2 == 0:
+            raise InputError(f"kernel_size of the Conformer must be odd, got {kernel_size}.")
+        if hidden_size % num_heads:
+            raise InputError(
+                f"hidden_size of the Conformer must be a multiple of num_heads, got {hidden_size} and {num_heads}."
+            )
+        self.conformer = Conformer(hidden_size, ffn_dim, num_heads, num_layers, kernel_size, dropout)
         sizes = [hidden_size] + [linear_size] * num_linear_layers
         self.out_features = sizes[-1]
         self.linear = _linear_layers(sizes)
@@ -62,11 +68,7 @@ class ConformerHead(nn.Module):
         """(batch, frames, in_features) -> (batch, frames, out_features)"""
         if self.projection is not None and self.layer_norm is not None:
             features = self.layer_norm(self.projection(features))
-        x = features.transpose(0, 1)
-        # layer by layer: chunks are never padded, so that no mask is needed
-        for layer in self.conformer.conformer_layers:
-            x = layer(x, None)
-        return self.linear(x.transpose(0, 1))
+        return self.linear(self.conformer(features))
 
 
 class LSTMHead(nn.Module):

@@ -1,12 +1,8 @@
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from pyannote_prune.inference.cpu import FROZEN
-from pyannote_prune.inference.derive import derive
 from pyannote_prune.inference.kernels import RecomputedAttention, kernel_spectrum, linear, multiply_spectra
 
 
@@ -45,23 +41,6 @@ def test_products_of_spectra_are_a_convolution(kernel_size, groups, frames, batc
         atol=1e-3,
         rtol=1e-3,
     )
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
-def test_multihead_attention(batch_first, bias):
-    theirs = nn.MultiheadAttention(24, 4, batch_first=batch_first, bias=bias).eval()
-    ours = derive(theirs, FROZEN)
-    assert type(ours) is not type(theirs)
-    x, other = torch.randn(7, 3, 24), torch.randn(7, 3, 24)
-    mask = torch.zeros(*((7, 3) if batch_first else (3, 7)), dtype=torch.bool)
-    mask[:, 1] = True
-    with torch.no_grad():
-        for inputs in ((x, x, x), (x, other, other)):
-            for options in ({"need_weights": False}, {}, {"need_weights": False, "key_padding_mask": mask}):
-                actual, wanted = ours(*inputs, **options), theirs(*inputs, **options)
-                torch.testing.assert_close(actual[0], wanted[0], atol=1e-5, rtol=1e-5)
-                assert (actual[1] is None) == (wanted[1] is None)
 
 
 @given(rows=st.lists(st.integers(0, 5), max_size=3), sizes=st.tuples(st.integers(1, 9), st.integers(1, 9)))

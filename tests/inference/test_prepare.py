@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.export import Dim
 
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
 from pyannote_prune.errors import InputError
@@ -220,8 +222,8 @@ def test_dropout_that_is_left_on_is_obeyed():
 
 
 def test_masks_are_obeyed_by_executors():
-    backbone = PrunedWavLMModel(PrunedWavLMConfig(**SHAPE, feat_extract_norm="layer")).eval()
-    waveforms, mask = torch.randn(2, 6000), torch.ones(2, 6000, dtype=torch.long)
+    backbone = PrunedWavLMModel(PrunedWavLMConfig(**SHAPE, feat_extract_norm="layer")).eval().double()
+    waveforms, mask = torch.randn(2, 6000, dtype=torch.float64), torch.ones(2, 6000, dtype=torch.long)
     mask[1, 3000:] = 0
     with torch.inference_mode():
         wanted = backbone(waveforms, attention_mask=mask).last_hidden_state
@@ -245,3 +247,60 @@ def test_precision():
     assert 0 < (half.float() - full).abs().max() < 0.1
     with pytest.raises(InputError, match="precision must be one of auto, float32, float16, bfloat16, got 'int8'"):
         prepare(backbone, precision="int8")
+
+
+def tensor_of(output):
+    return output if isinstance(output, torch.Tensor) else output.last_hidden_state
+
+
+@pytest.mark.parametrize(
+    ("part", "shape"),
+    [
+        ("segmentation", SHAPE),
+        ("backbone", {**SHAPE, "feat_extract_norm": "layer", "do_stable_layer_norm": True}),
+        pytest.param("backbone", SHAPE, marks=pytest.mark.slow),
+        pytest.param(
+            "segmentation", {**SHAPE, "feat_extract_norm": "layer", "normalize_waveform": True}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_exported_with_dynamic_shapes(part, shape):
+    model = segmentation_of(PrunedWavLMConfig(**shape))
+    model, axes = (model.wavlm, (6000,)) if part == "backbone" else (model, (1, 6000))
+    dynamic = {0: Dim.DYNAMIC, len(axes): Dim.DYNAMIC}
+    exported = torch.export.export(model, (torch.randn(2, *axes),), dynamic_shapes=(dynamic,)).module()
+    for batch, num_samples in ((1, 6000), (3, 9123), (2, 720)):
+        waveforms = torch.randn(batch, *axes[:-1], num_samples)
+        with torch.no_grad():
+            assert_same(tensor_of(exported(waveforms)), tensor_of(model(waveforms)))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("part", [pytest.param("backbone", marks=pytest.mark.slow), "segmentation"])
+def test_compiled_as_one_graph(part, gradients):
+    torch._dynamo.reset()
+    model = segmentation_of(PrunedWavLMConfig(**SHAPE))
+    model, waveforms = (model.wavlm, torch.randn(2, 6000)) if part == "backbone" else (model, torch.randn(2, 1, 6000))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(gradients):
+        output = tensor_of(compiled(waveforms))
+        assert_same(output, tensor_of(model(waveforms)))
+    if gradients:
+        output.square().sum().backward()
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        unread = {name for name, parameter in trained.items() if parameter.grad is None}
+        assert unread <= {"feature_extractor.channel_scale"}
+        assert len(trained) > 20
+
+
+def test_dynamically_quantised():
+    """Every linear layer in int8, those of gates included; executed as it is."""
+    model = segmentation_of(PrunedWavLMConfig(**SHAPE))
+    waveforms = torch.randn(2, 1, 6000)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert not any(type(module) is nn.Linear for module in quantised.modules())
+    assert any(type(module) is nn.Linear for module in model.modules())
+    with torch.no_grad():
+        wanted = model(waveforms)
+        error = (quantised(waveforms) - wanted).abs().mean()
+    assert 0 < error < 0.1 * wanted.abs().mean()
