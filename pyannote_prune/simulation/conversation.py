@@ -169,9 +169,10 @@ class Simulator:
 
         speaker = chosen[rng.integers(len(chosen))]
         start = -rng.uniform(0, _MAX_LEAD)
+        ends: dict[str, float] = {}
         while start < duration:
             utterance = self._utterance(*cast[speaker], rng)
-            end = start + len(utterance) / self.sample_rate
+            end = ends[speaker] = start + len(utterance) / self.sample_rate
             _add(tracks[speaker], utterance, round(start * self.sample_rate))
             for first, last in speech_regions(utterance, self.sample_rate):
                 region = Segment(max(0.0, start + first), min(duration, start + last))
@@ -183,6 +184,8 @@ class Simulator:
                 start = max(end - rng.exponential(self.mean_overlap), start + 0.1)
             else:
                 start = end + rng.exponential(self.mean_pause)
+            # her last turn may outlast those of others that came after it
+            start = max(start, ends.get(speaker, start))
 
         waveform = self._render(tracks, rng)
         return Conversation(waveform, self.sample_rate, annotation.support(collar=0.0))

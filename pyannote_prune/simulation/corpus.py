@@ -30,7 +30,7 @@ def write_corpus(
     """Simulate conversations, and write them as a protocol
 
     A conversation depends on its number, on the seed, and on the simulator: those that are there already are
-    not simulated again, and more hours add to them.
+    not simulated again, and more hours add to them. In annotations, spaces in the name of a speaker are underscores.
 
     Parameters
     ----------
@@ -56,13 +56,19 @@ def write_corpus(
     Raises
     ------
     InputError
-        When durations are not positive, or when the directory holds conversations simulated in another way.
+        When durations are not positive, when two speakers would have one name in RTTM, or when the directory holds
+        conversations simulated in another way.
     """
     if not duration > 0:
         raise InputError(f"The duration of conversations must be positive, got {duration:g} s.")
     for subset, wanted in hours.items():
         if not wanted > 0:
             raise InputError(f"Hours of the {subset} subset must be positive, got {wanted:g}.")
+    names: dict[str, str] = {}
+    for speaker in {speaker: None for simulator in simulators.values() for speaker in simulator.voices.speakers}:
+        other = names.setdefault(_label(speaker), speaker)
+        if other != speaker:
+            raise InputError(f"{other!r} and {speaker!r} would have one name in RTTM: rename one of the folders.")
     audio = directory / "audio"
     audio.mkdir(parents=True, exist_ok=True)
     _remember(directory, {"duration": duration, "seed": seed, **{s: simulators[s].settings() for s in simulators}})
@@ -131,9 +137,15 @@ def split_speakers(
     return split
 
 
+def _label(speaker: str) -> str:
+    """Name of a speaker in RTTM, a field of which spaces would split."""
+    return "_".join(speaker.split())
+
+
 def _write(directory: Path, uri: str, conversation: Conversation) -> None:
     duration = len(conversation.waveform) / conversation.sample_rate
     annotation = conversation.annotation
+    annotation = annotation.rename_labels({speaker: _label(speaker) for speaker in annotation.labels()})
     annotation.uri = uri
     (directory / f"{uri}.rttm").write_text(annotation.to_rttm())
     (directory / f"{uri}.uem").write_text(Timeline([Segment(0, duration)], uri=uri).to_uem())

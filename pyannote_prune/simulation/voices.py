@@ -112,7 +112,7 @@ def read_speakers(speakers: Path | str | Iterable[str]) -> list[str]:
         return list(speakers)
     if not Path(speakers).is_file():
         raise InputError(f"No such list of speakers: {speakers}.")
-    return Path(speakers).read_text().split()
+    return [name for line in Path(speakers).read_text().splitlines() if (name := line.strip())]
 
 
 def speech_regions(samples: np.ndarray, sample_rate: int) -> list[tuple[float, float]]:

@@ -1,13 +1,18 @@
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyannote.core import Annotation, Segment
 from pyannote.database import registry
+from pyannote.database.util import load_rttm
 from typer.testing import CliRunner
 
 from pyannote_prune.cli import app
 from pyannote_prune.errors import InputError
-from pyannote_prune.simulation import Simulator, Voices, split_speakers, write_corpus
+from pyannote_prune.simulation import Simulator, Voices, read_speakers, split_speakers, write_corpus
 from pyannote_prune.simulation.acoustics import equalize, noise, room_responses, telephone
 from pyannote_prune.simulation.voices import speech_regions
 
@@ -61,31 +66,61 @@ def test_speech_regions():
     assert speech_regions(np.zeros(3), RATE) == []
 
 
-def test_annotation_is_what_is_heard(voices):
-    """Who is annotated is who is loud, at every hundredth of a second away from edges."""
-    simulator = clean(voices)
-    rng = np.random.default_rng(0)
-    speech = overlap = 0.0
-    for _ in range(10):
-        conversation = simulator.conversation(7.0, rng)
-        assert conversation.waveform.shape == (7 * RATE,)
-        assert conversation.waveform.dtype == np.float32
-        annotation = conversation.annotation
-        assert annotation.get_timeline().extent() in Segment(0, 7)
-        speech += annotation.get_timeline().support().duration()
-        overlap += annotation.get_overlap().duration()
-        edges = np.array([edge for segment in annotation.itersegments() for edge in segment] + [-1.0])
-        for time in np.arange(0.1, 6.9, 0.05):
-            if np.abs(edges - time).min() < 0.1:
-                continue
-            window = conversation.waveform[round((time - 0.05) * RATE) : round((time + 0.05) * RATE)]
-            # frequencies are whole numbers of periods in the window
-            bins = {name: round(0.1 * frequency) for name, frequency in FREQUENCIES.items()}
-            spectrum = np.abs(np.fft.rfft(window))
-            spoken = set(annotation.crop(Segment(time, time + 1e-3)).labels())
-            assert spoken == {name for name in bins if spectrum[bins[name]] > 1.0}
-    assert 30 < speech < 70
-    assert overlap > 0
+# recordings of a speaker sound at a frequency each, so that what is heard tells who speaks, and which recording
+TONES = {"ann": (300, 600, 900), "bea": (1200, 1500, 1800), "eve": (2100, 2400, 2700)}
+# 20 ms: whole numbers of periods
+FRAME = RATE // 50
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tones")
+    for name, frequencies in TONES.items():
+        (directory / name).mkdir()
+        for frequency, pieces in zip(frequencies, [(0.6,), (-0.3, 3.0, -0.2), (-0.1, 1.0, -0.5, 1.4)]):
+            soundfile.write(directory / name / f"{frequency}.wav", tone(frequency, *pieces), RATE)
+    return directory
+
+
+def sounding(conversation) -> dict[str, np.ndarray]:
+    """Tones that are heard of each speaker, (num_frames, num_tones) of bool."""
+    amplitudes = np.abs(np.fft.rfft(conversation.waveform.reshape(-1, FRAME)))
+    heard = {}
+    for name, frequencies in TONES.items():
+        own = amplitudes[:, [frequency * FRAME // RATE for frequency in frequencies]]
+        heard[name] = own > max(0.5 * own.max(), 0.01)  # the gain of a speaker is that of the conversation
+    return heard
+
+
+@given(seed=st.integers(0, 2**32 - 1), overlap=st.floats(0, 1))
+@settings(max_examples=25, deadline=None)
+def test_annotation_is_what_is_heard(tones, seed, overlap):
+    """In every frame that holds no edge, and one speaker never says two things at once."""
+    simulator = clean(tones, overlap=overlap, mean_overlap=1.5, num_speakers=(2, 3))
+    conversation = simulator.conversation(10.0, np.random.default_rng(seed))
+    assert conversation.waveform.shape == (10 * RATE,)
+    assert conversation.waveform.dtype == np.float32
+    annotation = conversation.annotation
+    assert annotation.get_timeline().extent() in Segment(0, 10)
+    edges = np.array([edge for segment in annotation.itersegments() for edge in segment])
+    middles = (np.arange(10 * RATE // FRAME) + 0.5) * FRAME / RATE
+    inside = np.abs(middles[:, None] - edges).min(axis=1) > 0.04
+    assert inside.mean() > 0.7
+    for name, heard in sounding(conversation).items():
+        turns = annotation.label_timeline(name) if name in annotation.labels() else []
+        labelled = np.array([any(turn.overlaps(middle) for turn in turns) for middle in middles])
+        np.testing.assert_array_equal(heard.any(axis=1)[inside], labelled[inside], err_msg=name)
+        assert heard.sum(axis=1)[inside].max() <= 1, name
+
+
+def test_conversations_overlap(tones):
+    conversations = [
+        clean(tones, overlap=share, num_speakers=(2, 3)).conversation(60.0, np.random.default_rng(3))
+        for share in (0.0, 1.0)
+    ]
+    without, with_overlap = (each.annotation.get_overlap().duration() for each in conversations)
+    assert without == 0
+    assert 3 < with_overlap < 20
 
 
 def test_one_voice_at_different_speeds(voices):
@@ -181,6 +216,25 @@ def test_corpus(voices, tmp_path):
     assert (tmp_path / "corpus" / "audio" / "train-00000.flac").stat().st_mtime_ns == kept
     with pytest.raises(InputError, match="simulated in another way"):
         write_corpus(tmp_path / "corpus", simulators, {"train": 15 / 3600, "development": 5 / 3600}, seed=1, **again)
+
+
+def test_names_with_spaces(voices, tmp_path):
+    """RTTM has none: they are written as underscores, as names of recordings are."""
+    folder = tmp_path / "voices"
+    for name in ("Ann Lee", "Bob  Ray"):
+        shutil.copytree(voices / "a", folder / name)
+    chosen = tmp_path / "speakers.lst"
+    chosen.write_text("Bob  Ray\n\nAnn Lee\n")
+    assert read_speakers(chosen) == ["Bob  Ray", "Ann Lee"]
+    simulator = clean(folder, speakers=chosen, num_speakers=(2, 2))
+    registry = write_corpus(tmp_path / "corpus", {"train": simulator}, {"train": 30 / 3600}, duration=30.0)
+    turns = load_rttm(registry.parent / "audio" / "train-00000.rttm")["train-00000"]
+    assert set(turns.labels()) == {"Ann_Lee", "Bob_Ray"}
+
+    shutil.copytree(voices / "a", folder / "Ann_Lee")
+    with pytest.raises(InputError, match="'Ann Lee' and 'Ann_Lee' would have one name in RTTM"):
+        write_corpus(tmp_path / "other", {"train": clean(folder, num_speakers=(2, 3))}, {"train": 0.002}, duration=5.0)
+    assert not (tmp_path / "other").exists()
 
 
 def test_split_speakers():
