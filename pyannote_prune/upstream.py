@@ -52,7 +52,6 @@ __all__ = [
     "set_segmentation_inference",
     "softmax_backward",
     "speaker_embedding",
-    "trainer_of",
 ]
 
 # PyTorch: environment variable that makes every `torch.load` read tensors only
@@ -82,11 +81,6 @@ def softmax_backward(grad_output: Tensor, output: Tensor) -> Tensor:
 def attach(trainer: Trainer, model: LightningModule) -> None:
     """Make a trainer save a model that it does not train."""
     trainer.strategy.connect(model)
-
-
-def trainer_of(model: LightningModule) -> Trainer | None:
-    """Trainer of a model, None outside of one, where the public property raises an error."""
-    return model._trainer
 
 
 class NoPLDA(PLDA):

@@ -256,13 +256,6 @@ def test_trainer_saves_a_model_that_it_does_not_train(tmp_path):
     assert saved.keys() == model.state_dict().keys(), broken("Strategy.connect")
 
 
-def test_trainer_of_a_model():
-    model = LightningModule()
-    assert upstream.trainer_of(model) is None, broken("LightningModule._trainer")
-    model.trainer = trainer = quiet_trainer()
-    assert upstream.trainer_of(model) is trainer, broken("LightningModule._trainer")
-
-
 def test_log_of_lightning(caplog):
     with caplog.at_level(logging.INFO, logger=upstream.LIGHTNING_LOG):
         quiet_trainer()

@@ -1,17 +1,74 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import typer
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from pyannote_prune.training import Stage
 
 
 def compress(context: typer.Context) -> None:
     """Compress a diarization model: fine-tune, prune by phases, distil, fine-tune again, write a pipeline directory.
 
-    Arguments are Hydra overrides. The same command goes on with a run that was interrupted.
+    Arguments are Hydra overrides. Rerun the same command to resume a run that was interrupted.
 
     Example: pyannote-prune compress directory=compressed protocol=AMI.SpeakerDiarization.only_words
     registry=database.yml recipe=base-s80 trainer.devices=2
     """
-    from pyannote_prune.training.application import run
-    from pyannote_prune.training.recipe import compress
+    from pyannote_prune.cli.application import run
 
-    run(compress, "compress", context.args)
+    run(_compress, "compress", context.args)
+
+
+def _compress(config: DictConfig) -> None:
+    """Run the recipe, and write a report."""
+    from hydra.utils import instantiate
+    from lightning.pytorch import seed_everything
+
+    from pyannote_prune import training
+    from pyannote_prune.cli.application import load_augmentation, load_protocol, output_directory, plain
+    from pyannote_prune.reports.run import reporting
+
+    protocol = load_protocol(config)
+    recipe = training.Recipe(
+        finetune=_stage(config, config.get("finetune")),
+        prune=[_stage(config, phase) for phase in config.prune],
+        distil=_stage(config, config.distil),
+        finetune_pruned=_stage(config, config.get("finetune_pruned")),
+        average=config.average,
+    )
+    directory = output_directory()
+    seed_everything(config.seed, workers=True, verbose=False)
+    with reporting(directory):
+        training.compress(
+            lambda: instantiate(config.model, _convert_="all"),
+            protocol,
+            directory,
+            recipe,
+            embedding=config.embedding,
+            augmentation=load_augmentation(config),
+            settings=plain(config),
+        )
+
+
+def _stage(config: DictConfig, section: DictConfig | None) -> Stage | Any:
+    """A stage, whose section changes some settings of the run; None where there is none."""
+    from omegaconf import OmegaConf
+
+    from pyannote_prune.cli.application import plain, training_options
+    from pyannote_prune.training import Stage
+
+    if section is None:
+        return None
+    task: dict[str, Any] = {}
+    for part in (config.task, section.get("task")):
+        task |= plain(part) if part else {}
+    settings = {key: config.get(key) for key in ("trainer", "optimizer", "scheduler", "gradient_percentile")}
+    if "scheduler" in section:  # another one, with other arguments
+        settings["scheduler"] = section.scheduler
+    changes = {key: section[key] for key in ("trainer", "optimizer", "patience") if key in section}
+    merged = OmegaConf.merge(settings, {"patience": None}, changes)
+    return Stage(task, training_options(merged))  # type: ignore[arg-type]

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def train(context: typer.Context) -> None:
@@ -12,6 +17,35 @@ def train(context: typer.Context) -> None:
     Example: pyannote-prune train protocol=AMI.SpeakerDiarization.only_words registry=database.yml
     task=SpeakerDiarization task.duration=5 model=WavLMSegmentation trainer.max_epochs=10
     """
-    from pyannote_prune.training.application import run, train
+    from pyannote_prune.cli.application import run
 
-    run(train, "train", context.args)
+    run(_train, "train", context.args)
+
+
+def _train(config: DictConfig) -> float | None:
+    """Train one model, and write a report; the score is lower for a better model, as Hydra's sweepers take it."""
+    from hydra.utils import instantiate
+    from lightning.pytorch import seed_everything
+
+    from pyannote_prune import training
+    from pyannote_prune.cli.application import (
+        load_augmentation,
+        load_protocol,
+        output_directory,
+        plain,
+        training_options,
+    )
+    from pyannote_prune.reports.run import reporting
+
+    seed_everything(config.seed, workers=True, verbose=False)
+    task = instantiate(
+        config.task, protocol=load_protocol(config), augmentation=load_augmentation(config), _convert_="all"
+    )
+    model = instantiate(config.model, _convert_="all")
+    directory = output_directory()
+    with reporting(directory):
+        checkpoint = training.train(model, task, directory, training_options(config), plain(config))
+    best = checkpoint.best_model_score
+    if checkpoint.monitor is None or best is None:
+        return None
+    return float(best) if checkpoint.mode == "min" else -float(best)

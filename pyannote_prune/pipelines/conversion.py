@@ -12,7 +12,7 @@ from pyannote_prune.checkpoints.sources import locate
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import load_segmentation
 from pyannote_prune.models.loading import from_diarizen
-from pyannote_prune.pipelines.directory import write_pipeline, write_whole
+from pyannote_prune.pipelines.directory import DEFAULT_OPTIONS, write_pipeline, write_whole
 from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING, DEFAULT_PARAMETERS
 
 # DiariZen's settings that pyannote's VBx has as constants
@@ -92,17 +92,16 @@ def _pipeline_settings(
 ) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
     """Options and hyper-parameters of the pipeline, and its PLDA."""
     inference, clustering = repository.inference, repository.clustering
-    batch_size = inference.get("batch_size", 32)
     options: dict[str, Any] = {
         "clustering": clustering.get("method", "AgglomerativeClustering"),
         "segmentation_step": inference.get("segmentation_step", 0.1),
-        "segmentation_batch_size": batch_size,
-        "embedding_batch_size": batch_size,
-        "embedding_exclude_overlap": True,
+        **DEFAULT_OPTIONS,
         "channel": repository.channel,
     }
-    if inference.get("apply_median_filtering", True):
-        options["median_filter"] = 11
+    if "batch_size" in inference:
+        options |= {f"{part}_batch_size": inference["batch_size"] for part in ("segmentation", "embedding")}
+    if not inference.get("apply_median_filtering", True):
+        del options["median_filter"]
     for bound in ("min_speakers", "max_speakers"):
         if bound in clustering:
             options[bound] = clustering[bound]

@@ -20,6 +20,13 @@ from pyannote_prune.models import load_model
 from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING, DEFAULT_PARAMETERS
 
 CONFIG = "config.yaml"
+# of the published systems
+DEFAULT_OPTIONS = {
+    "segmentation_batch_size": 32,
+    "embedding_batch_size": 32,
+    "embedding_exclude_overlap": True,
+    "median_filter": 11,
+}
 
 
 def write_pipeline(
@@ -72,7 +79,7 @@ def write_pipeline(
     options["segmentation"] = "$model/segmentation"
 
     options["embedding"] = "$model/embedding"
-    weights = None if isinstance(embedding, Model) else _local_embedding(embedding)
+    weights = None if isinstance(embedding, Model) else local_embedding(embedding)
     if weights is not None and (half or (weights.suffix == ".safetensors") != safe):
         embedding = load_model(weights)
     if isinstance(embedding, Model):
@@ -120,7 +127,7 @@ def check_pipeline(pipeline: str) -> None:
         check_hub_id(pipeline, "pipeline directory")
 
 
-def _local_embedding(embedding: str | Path) -> Path | None:
+def local_embedding(embedding: str | Path) -> Path | None:
     """File of an embedding, None when it is on the hub."""
     path = Path(embedding)
     if path.is_dir():

@@ -1,8 +1,7 @@
-"""What a run of `train` or `compress` did, as one HTML page in its directory."""
+"""Report of a run of `train` or `compress`: one HTML page in its directory."""
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import shlex
@@ -20,53 +19,18 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
-from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator, ScalarEvent
 
 from pyannote_prune.checkpoints.lightning import read_checkpoint
 from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation.results import Column, with_values
 from pyannote_prune.models import WavLMSegmentation, load_segmentation
 from pyannote_prune.pruning import Units, total_cost
-from pyannote_prune.reports.shapes import plot_shapes
+from pyannote_prune.reports.curves import ScalarEvent, read_curves
+from pyannote_prune.reports.panels import ERROR, draw_curves, draw_survival
 from pyannote_prune.reports.tables import cell
-from pyannote_prune.reports.timeline import PALETTE, drawing
+from pyannote_prune.training.stages import WARNINGS
+from pyannote_prune.training.state import OLD_RECORD, RECORDS
 from pyannote_prune.wavlm import PrunedWavLMConfig
-
-_ERROR = "DiarizationErrorRate"
-
-# it tells, of every file, that it has read it to its end
-logging.getLogger("tensorboard").setLevel(logging.WARNING)
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """A picture of some curves: those whose names match, labelled by what its group finds in them."""
-
-    title: str
-    names: str
-    is_share: bool = False
-
-
-_PANELS = (
-    _Panel("Loss", "loss/(train|val)"),
-    _Panel("Distillation loss", "loss/distillation/(.+)"),
-    _Panel("Diarization loss", "loss/diarization/(.+)"),
-    _Panel("Sparsity term of the loss", "loss/sparsity/(.+)"),
-    _Panel("Diarization error rate, validation", f"{_ERROR}(?:/(Miss|FalseAlarm|Confusion))?", is_share=True),
-    _Panel("Sparsity", "sparsity/(target|expected|measured)", is_share=True),
-    _Panel("Survival: share of units that is left", "survival/(.+)", is_share=True),
-    _Panel("Multipliers of the sparsity term", "sparsity/(lambda.)"),
-)
-_LABELS = {
-    "train": "training",
-    "val": "validation",
-    "Confusion": "confusion",
-    "FalseAlarm": "false alarm",
-    "Miss": "missed speech",
-}
 
 _COLUMNS = (
     Column("name", "model"),
@@ -80,12 +44,6 @@ _COLUMNS = (
     Column("last", "validation error, last", ".1%"),
 )
 
-# inches, at 100 pixels each: a panel is as wide as a phone
-_WIDTH = 3.6
-_HEIGHT = 2.7
-# curves with fewer points show them
-_FEW = 40
-
 
 @dataclass(frozen=True)
 class _Stage:
@@ -94,13 +52,14 @@ class _Stage:
     name: str
     shape: PrunedWavLMConfig | None = None
     curves: Mapping[str, list[ScalarEvent]] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
 @contextmanager
 def reporting(directory: Path) -> Iterator[None]:
-    """Write the report of a run when it ends, or is stopped by Ctrl-C, and tell where it is
+    """Write the report of a run when it ends, or is stopped by Ctrl-C, and print where it is
 
-    A report that cannot be written is no reason for a run to fail: it is warned of.
+    Where it cannot be written, the run ends with a warning rather than an error.
 
     Parameters
     ----------
@@ -130,7 +89,7 @@ def _write_and_tell(directory: Path) -> None:
 def write_report(directory: Path) -> Path:
     """Write `report.html` in the directory of a run: configuration, curves, sizes before and after, next commands
 
-    What a run does not have (yet), such as curves or checkpoints, is left out.
+    Parts that a run does not have (yet), such as curves or checkpoints, are left out.
 
     Parameters
     ----------
@@ -147,12 +106,13 @@ def write_report(directory: Path) -> Path:
     InputError
         When the directory holds no run.
     """
-    recipe, stage = directory / "compress.yaml", directory / ".hydra" / "config.yaml"
-    configuration = next((path for path in (recipe, stage) if path.is_file()), None)
+    recipe = directory / RECORDS["compress"]
+    records = (recipe, directory / RECORDS["train"], directory / OLD_RECORD)
+    configuration = next((path for path in records if path.is_file()), None)
     if configuration is None:
         raise InputError(
             f"{directory} holds no run of `pyannote-prune train` or `pyannote-prune compress`: it has neither "
-            "compress.yaml nor .hydra/config.yaml."
+            f"{RECORDS['train']} nor {RECORDS['compress']}."
         )
     text = configuration.read_text()
     config = yaml.safe_load(text)
@@ -180,11 +140,12 @@ def write_report(directory: Path) -> Path:
             about=about,
             columns=columns,
             rows=[[cell(column, row) for column in columns] for row in rows] if len(columns) > 1 else [],
-            survival=_draw_survival(stages, picture),
+            warnings=[f"{stage.name}: {line}" if compressed else line for stage in stages for line in stage.warnings],
+            survival=draw_survival([(stage.name, stage.shape) for stage in stages if stage.shape], picture),
             sections=[
                 (stage.name if compressed else "Curves", panels)
                 for stage in stages
-                if (panels := list(_draw_curves(stage.curves, picture)))
+                if (panels := list(draw_curves(stage.curves, picture)))
             ],
             commands=[shlex.join(["pyannote-prune", *command]) for command in commands],
             configuration=text,
@@ -192,34 +153,6 @@ def write_report(directory: Path) -> Path:
     path = directory / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def read_curves(directory: Path) -> dict[str, list[ScalarEvent]]:
-    """Scalars that TensorBoard shows of a directory, by name
-
-    Where a run was interrupted and went on from a step before, what it had logged after that step is left out.
-
-    Parameters
-    ----------
-    directory : Path
-        Its event files, if there are any, are those of one run.
-
-    Returns
-    -------
-    curves : dict
-        Points of each, in increasing order of `step`.
-    """
-    accumulator = EventAccumulator(str(directory), size_guidance={SCALARS: 0})  # all points
-    accumulator.Reload()
-    curves = {}
-    for name in accumulator.Tags()["scalars"]:
-        points: list[ScalarEvent] = []
-        for event in accumulator.Scalars(name):  # in the order in which they were written
-            while points and points[-1].step >= event.step:
-                points.pop()
-            points.append(event)
-        curves[name] = points
-    return curves
 
 
 def _recipe(directory: Path, config: Mapping[str, Any]) -> tuple[list[_Stage], list[list[str]]]:
@@ -232,7 +165,7 @@ def _recipe(directory: Path, config: Mapping[str, Any]) -> tuple[list[_Stage], l
         if result.is_file():
             results.append(result)
             shape = PrunedWavLMConfig(**read_checkpoint(result)["hyper_parameters"]["wavlm"])
-        stages.append(_Stage(folder.name, shape, read_curves(folder)))
+        stages.append(_Stage(folder.name, shape, read_curves(folder), _warnings(folder)))
     pipeline = directory / "pipeline"
     return stages, _next(pipeline, config, results[:1]) if pipeline.is_dir() else []
 
@@ -248,12 +181,12 @@ def _training(directory: Path, config: Mapping[str, Any]) -> tuple[list[_Stage],
                 checkpoint = directory / Path(state["best_model_path"]).name
         model = load_segmentation(checkpoint)
     except InputError:  # there is none, or it is of another kind of model
-        return [_Stage(name, None, curves)], []
+        return [_Stage(name, None, curves, _warnings(directory))], []
     pipeline = directory / "pipeline"
     commands = [["convert", _typed(checkpoint), _typed(pipeline)], *_next(pipeline, config)]
     if not isinstance(model, WavLMSegmentation):
         return [_Stage(name, None, curves)], commands
-    after = _Stage(name, model.wavlm.config, curves)
+    after = _Stage(name, model.wavlm.config, curves, _warnings(directory))
     if not any(key.startswith("wavlm.gates.") for key in content["state_dict"]):
         return [after], commands
     # a model that was pruned is cut when it is loaded
@@ -261,11 +194,16 @@ def _training(directory: Path, config: Mapping[str, Any]) -> tuple[list[_Stage],
     return [_Stage("before", before), replace(after, name="after")], commands
 
 
+def _warnings(folder: Path) -> list[str]:
+    path = folder / WARNINGS
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
 def _next(pipeline: Path, config: Mapping[str, Any], others: Sequence[Path] = ()) -> list[list[str]]:
     """Arguments of commands that take a pipeline, and of one that compares its speed to that of others."""
     data = ["--protocol", config["protocol"]]
-    if config["registry"] is not None:
-        data += ["--registry", config["registry"]]
+    if config.get("registry") is not None:
+        data += ["--registry", _typed(Path(config["registry"]))]
     return [
         ["diarize", "meeting.wav", "--pipeline", _typed(pipeline)],
         ["evaluate", _typed(pipeline), *data],
@@ -290,66 +228,11 @@ def _rows(stages: Sequence[_Stage]) -> list[dict[str, Any]]:
             row |= {"params": cost.params, "macs": cost.macs}
             row |= {"left": cost.params / params[0]} if len(params) > 1 else {}
             row |= {kind: sum(getattr(units, kind)) for kind in ("heads", "intermediate", "channels")}
-        errors = [event.value for event in stage.curves.get(_ERROR, []) if math.isfinite(event.value)]
+        errors = [event.value for event in stage.curves.get(ERROR, []) if math.isfinite(event.value)]
         if errors:
             row |= {"best": min(errors), "last": errors[-1]}
         rows.append(row)
     return rows
-
-
-def _draw_survival(stages: Sequence[_Stage], path: Path) -> Markup | None:
-    """What is left of the backbone, when pruning changed it; `path` is of a file to draw it in."""
-    shapes = [(stage.name, stage.shape) for stage in stages if stage.shape is not None]
-    if not shapes or total_cost(shapes[0][1]).params == total_cost(shapes[-1][1]).params:
-        return None
-    plot_shapes(shapes[-1:], path)
-    return _inline(path, "What is left of the backbone")
-
-
-def _draw_curves(curves: Mapping[str, list[ScalarEvent]], path: Path) -> Iterator[tuple[str, Markup]]:
-    """Title and picture of each panel that there are curves for; `path` is of a file to draw them in."""
-    if "loss/distillation/val" in curves:  # pyannote's validation loss is not what such a model is trained with
-        curves = {name.replace("loss/val", "loss/diarization/val"): events for name, events in curves.items()}
-    for panel in _PANELS:
-        matches = [re.fullmatch(panel.names, name) for name in sorted(curves)]
-        labelled = [(match.group(1) or "total", curves[match.group()]) for match in matches if match]
-        if labelled:
-            with drawing(path, _WIDTH, _HEIGHT) as figure:
-                _draw_panel(figure.subplots(), labelled, panel.is_share)
-            yield panel.title, _inline(path, panel.title)
-
-
-def _draw_panel(axes: Axes, curves: Sequence[tuple[str, list[ScalarEvent]]], is_share: bool) -> None:
-    colors: dict[str, str] = {}
-    # measurements last: in the legend, they have a column of their own
-    for label, events in sorted(curves, key=lambda curve: curve[0].endswith("/measured")):
-        is_measured = label.endswith("measured")
-        axes.plot(
-            [event.step for event in events],
-            [event.value for event in events],
-            color=colors.setdefault(label.removesuffix("/measured"), PALETTE[len(colors) % len(PALETTE)]),
-            linewidth=1.2,
-            linestyle="" if is_measured else "-",
-            marker="." if is_measured or len(events) < _FEW else "",
-            label=_LABELS.get(label, label.replace("/", ", ")),
-        )
-    axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
-    if is_share:
-        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g}%")
-    axes.tick_params(labelsize="small", length=0)
-    axes.grid(color="#DDDDDD", linewidth=0.5)
-    axes.spines[:].set_visible(False)
-    axes.figure.legend(
-        loc="outside upper left", ncols=2, fontsize="small", frameon=False, handlelength=1.2, columnspacing=1
-    )
-
-
-def _inline(path: Path, title: str) -> Markup:
-    """An SVG file as an element of HTML."""
-    svg = path.read_text(encoding="utf-8")
-    svg = re.sub("<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))
 
 
 def _clock(seconds: float) -> str:

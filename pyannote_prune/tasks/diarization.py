@@ -13,8 +13,17 @@ from pyannote.core import Annotation, SlidingWindowFeature
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.models.audio import Audio
 from pyannote_prune.simulation import Simulator
 from pyannote_prune.upstream import Powerset, Subsets, create_rng_for_worker
+
+
+def _has_files(protocol: Any, subset: str) -> bool | None:
+    """Whether a subset has files, None where the protocol does not define it."""
+    try:
+        return next(iter(getattr(protocol, subset)()), None) is not None
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 class _FullPrecisionPowerset(Powerset):
@@ -55,7 +64,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
     Raises
     ------
     InputError
-        When a fraction is out of range, when voices are missing, or when the protocol has no training file.
+        When an argument is out of range, when voices are missing, or when the protocol has no training file.
     """
 
     def __init__(
@@ -71,19 +80,63 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             raise InputError(f"data_fraction must be in (0, 1], got {data_fraction}.")
         if not 0 <= simulated_fraction <= 1:
             raise InputError(f"simulated_fraction must be in [0, 1], got {simulated_fraction}.")
-        try:
-            has_training_files = next(iter(protocol.train()), None) is not None
-        except (AttributeError, NotImplementedError):
-            has_training_files = False
-        if not has_training_files:
+        for name in ("duration", "batch_size", "max_speakers_per_chunk", "max_speakers_per_frame"):
+            value = kwargs.get(name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} must be positive, got {value}.")
+        most, at_once = (kwargs.get(f"max_speakers_per_{part}") for part in ("chunk", "frame"))
+        if most is not None and at_once is not None and at_once > most:
+            raise InputError(f"max_speakers_per_frame must be max_speakers_per_chunk ({most}) at most, got {at_once}.")
+        if not _has_files(protocol, "train"):
             raise InputError(f"Protocol {protocol.name} has no training files.")
+        if _has_files(protocol, "development") is False:
+            raise InputError(f"The development set of protocol {protocol.name} is empty: add recordings, or remove it.")
         self.data_fraction = data_fraction
         if isinstance(simulation, Mapping):
             simulation = Simulator(**simulation) if simulation.get("voices") is not None else None
         self.simulator = simulation
         self.simulated_fraction = simulated_fraction
         self.chunks_per_epoch = chunks_per_epoch
-        super().__init__(protocol, **kwargs)
+        try:
+            super().__init__(protocol, **kwargs)
+        except ValueError as error:
+            raise InputError(f"{protocol.name}: {error}") from error
+
+    def check_data(self) -> None:
+        """Read the headers of all recordings, and where they are annotated, before any work is lost
+
+        Raises
+        ------
+        InputError
+            When a recording or its reference is missing, when an annotated region ends after its recording, or when
+            no region of a subset is as long as a chunk.
+        """
+        audio = Audio()
+        for subset in ("train", "development") if self.has_validation else ("train",):
+            longest, num_turns = 0.0, 0
+            for file in getattr(self.protocol, subset)():
+                name = f"{file['uri']} of {self.protocol.name}"
+                if file.get("annotation") is None:
+                    raise InputError(f"{name} has no reference: `annotation` is missing from the registry.")
+                num_turns += len(file["annotation"])
+                try:
+                    length = audio.get_duration(file)
+                except FileNotFoundError as error:  # of pyannote.database, on several lines
+                    raise InputError(" ".join(str(error).split())) from error
+                for region in file["annotated"]:
+                    if region.end > length + audio.PRECISION:
+                        raise InputError(
+                            f"{name} lasts {length:.3f} s, and an annotated region (UEM) ends at {region.end:.3f} s: "
+                            "shorten the region, or give the whole recording."
+                        )
+                    longest = max(longest, region.duration)
+            if longest < self.duration:
+                raise InputError(
+                    f"duration is {self.duration:g} s, and no annotated region in the {subset} set of "
+                    f"{self.protocol.name} is longer than {longest:g} s: lower duration."
+                )
+            if not num_turns:
+                raise InputError(f"Nobody speaks in the {subset} set of {self.protocol.name}: look at its references.")
 
     def setup(self, stage: str | None = None) -> None:
         """Load metadata, and leave out the share of training files that is not wanted"""

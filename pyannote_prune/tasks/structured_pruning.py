@@ -52,6 +52,12 @@ def distillation_loss(
     return torch.stack(losses).mean()
 
 
+def _shapes_of_head(model: WavLMSegmentation) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights that read hidden states, by name; the classifier depends on the task."""
+    names = tuple(name for name in HEAD_KEYS if name != "classifier.")
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key.startswith(names)}
+
+
 class StructuredPruning(SpeakerDiarization):
     """Prune the backbone of a `WavLMSegmentation` while it imitates a frozen teacher
 
@@ -86,7 +92,8 @@ class StructuredPruning(SpeakerDiarization):
         Seconds of audio that MACs are counted for. Defaults to one second, the convention of the
         papers; use the duration of chunks for the true cost of attention.
     warmup_steps : int, optional
-        Steps over which the target is ramped up. Defaults to 5 epochs, or to a third of a run of fewer than 15.
+        Optimizer steps over which the target is ramped up. Defaults to those of 5 epochs, or to a third of a run of
+        fewer than 15 epochs.
     distilled_layers : sequence of int, optional
         Hidden states to imitate, 0 being the input of the first layer. Defaults to four, evenly
         spaced from the first to the last, as published: 0, 4, 8, 12 for Base.
@@ -136,9 +143,15 @@ class StructuredPruning(SpeakerDiarization):
             raise InputError(f"The teacher must be a WavLMSegmentation, got {type(model).__name__}.")
         teacher = model
         specifications = teacher.specifications
-        kwargs.setdefault("duration", specifications.duration)
-        kwargs.setdefault("max_speakers_per_chunk", len(specifications.classes))
-        kwargs.setdefault("max_speakers_per_frame", specifications.powerset_max_classes)
+        own = {
+            "duration": specifications.duration,
+            "max_speakers_per_chunk": len(specifications.classes),
+            "max_speakers_per_frame": specifications.powerset_max_classes,
+        }
+        kwargs = own | {name: value for name, value in kwargs.items() if name not in own or value is not None}
+        for name in ("max_speakers_per_chunk", "max_speakers_per_frame"):
+            if kwargs[name] != own[name]:
+                raise InputError(f"{name} must be that of the teacher, {own[name]}, got {kwargs[name]}.")
         super().__init__(protocol, **kwargs)
         self.teacher = teacher.eval().requires_grad_(False)
         if distilled_layers is None:
@@ -185,38 +198,55 @@ class StructuredPruning(SpeakerDiarization):
     def setup_loss_func(self) -> None:
         """Give the student the teacher's head, and its backbone gates"""
         super().setup_loss_func()
-        student, teacher = self.model, self.teacher
-        if not isinstance(student, WavLMSegmentation):
-            raise InputError(f"The student must be a WavLMSegmentation, got {type(student).__name__}.")
-        for name in ("hidden_size", "num_hidden_layers"):
-            mine, wanted = getattr(student.wavlm.config, name), getattr(teacher.wavlm.config, name)
-            if mine != wanted:
-                raise InputError(f"Teacher and student must have the same {name}, got {wanted} and {mine}.")
+        student = self.model
+        self.check_student(student)
         self._take_over_head()
         # Lightning leaves modules in the mode they come in: from a checkpoint, that of evaluation
         student.wavlm.train()
         student.head.eval()
         if self.target is not None and not hasattr(student.wavlm, "gates"):
             gates = Gates(student.wavlm.config, self.kinds, self.drop_rate, self.multiple_of)
-            warmup_steps = self.warmup_steps
-            if warmup_steps is None:
-                trainer = student._trainer  # None outside of one
-                epochs = trainer.max_epochs if trainer is not None and (trainer.max_epochs or 0) > 0 else math.inf
-                warmup_steps = int(min(5, epochs / 3) * max(1, self.train__len__() // self.batch_size))
             attach_gates(student.wavlm, gates.to(student.device))
-            student.sparsity = self._controller(gates, warmup_steps).to(student.device)
+            student.sparsity = self._controller(gates, self.warmup_steps or 0).to(student.device)
+
+    def check_student(self, student: Any) -> None:
+        """Refuse a model that cannot be pruned while it imitates the teacher
+
+        Raises
+        ------
+        InputError
+            When it is no `WavLMSegmentation`, when its backbone is frozen, or when its layers or its head differ from
+            those of the teacher.
+        """
+        if not isinstance(student, WavLMSegmentation):
+            raise InputError(f"The student must be a WavLMSegmentation, got {type(student).__name__}.")
+        if student.hparams.wavlm_frozen:
+            raise InputError("The student's backbone is frozen (wavlm_frozen), and pruning trains it: unfreeze it.")
+        for name in ("hidden_size", "num_hidden_layers"):
+            mine, wanted = getattr(student.wavlm.config, name), getattr(self.teacher.wavlm.config, name)
+            if mine != wanted:
+                raise InputError(f"Teacher and student must have the same {name}, got {wanted} and {mine}.")
+        mine, wanted = _shapes_of_head(student), _shapes_of_head(self.teacher)
+        for name in sorted(mine.keys() | wanted.keys()):
+            if mine.get(name) != wanted.get(name):
+                raise InputError(
+                    f"The student's head differs from the teacher's: {name} is {mine.get(name, 'missing')}, not "
+                    f"{wanted.get(name, 'there')}. Give both the same head and head_args."
+                )
+
+    def check_target(self, student: WavLMSegmentation, kinds: Sequence[str]) -> None:
+        """Refuse a target that closing every gate on `kinds` of units of the student would not reach
+
+        Raises
+        ------
+        InputError
+        """
+        if not hasattr(student.wavlm, "gates"):
+            self._controller(Gates(student.wavlm.config, kinds, self.drop_rate, self.multiple_of), 0)
 
     def _take_over_head(self) -> None:
-        """The student's hidden states are to be read by the teacher's head: nothing else is compared."""
+        """Give the student the head of the teacher, which reads the student's hidden states."""
         head = {key: tensor for key, tensor in self.teacher.state_dict().items() if key.startswith(HEAD_KEYS)}
-        own = self.model.state_dict()
-        for key, tensor in head.items():
-            if key not in own or own[key].shape != tensor.shape:
-                raise InputError(
-                    f"The student's head differs from the teacher's: {key} is "
-                    f"{tuple(own[key].shape) if key in own else 'missing'}, not {tuple(tensor.shape)}. "
-                    "Give both the same head, max_speakers_per_chunk and max_speakers_per_frame."
-                )
         self.model.load_state_dict(head, strict=False)
         for name, parameter in self.model.named_parameters():
             if name.startswith(HEAD_KEYS):
@@ -234,6 +264,10 @@ class StructuredPruning(SpeakerDiarization):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the weights of the backbone, and over gates and multipliers, each with its own rate"""
+        if self.controller is not None and self.warmup_steps is None:
+            trainer = self.model.trainer
+            total = trainer.estimated_stepping_batches
+            self.controller.warmup_steps = int(min(5 * self.steps_per_epoch, total / 3))
         backbone = [
             parameter
             for name, parameter in self.model.wavlm.named_parameters()
@@ -243,6 +277,15 @@ class StructuredPruning(SpeakerDiarization):
         if self.controller is not None:
             groups += self.controller.parameter_groups(self.gate_lr)
         return torch.optim.AdamW(groups)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch, once the trainer has loaded the data"""
+        trainer = self.model.trainer
+        batches = trainer.num_training_batches
+        if math.isinf(batches):  # of a run without end
+            batches = max(1, self.train__len__() // self.batch_size)
+        return math.ceil(batches / trainer.accumulate_grad_batches)
 
     def _distil(self, waveforms: Tensor, states: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Distillation loss, and all hidden states of the student, computed unless they are given."""

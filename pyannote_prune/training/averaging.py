@@ -11,8 +11,8 @@ from torch import Tensor
 from pyannote_prune.checkpoints.lightning import read_checkpoint
 
 
-def after_the_peak(scores: Sequence[float], count: int) -> list[int]:
-    """Which epochs to average: the best ones, from the worst on
+def after_the_peak(scores: Sequence[float], count: int, first: int = 0) -> list[int]:
+    """Epochs to average: the best ones, from the worst on
 
     While a model is pruned its loss rises with its sparsity, and falls again once the target is reached:
     what came before the peak is good, but not pruned.
@@ -23,6 +23,9 @@ def after_the_peak(scores: Sequence[float], count: int) -> list[int]:
         Validation loss by epoch.
     count : int
         How many epochs to choose.
+    first : int, optional
+        First epoch that ends with the target fully ramped up, counted from 0: a loss that peaks earlier says nothing
+        of the sparsity of the model. The last epoch is taken if none ends so. Defaults to 0.
 
     Returns
     -------
@@ -30,7 +33,8 @@ def after_the_peak(scores: Sequence[float], count: int) -> list[int]:
         At most `count`, best first.
     """
     peak = max(range(len(scores)), key=lambda epoch: scores[epoch])
-    return sorted(range(peak, len(scores)), key=lambda epoch: scores[epoch])[:count]
+    candidates = range(max(peak, min(first, len(scores) - 1)), len(scores))
+    return sorted(candidates, key=lambda epoch: scores[epoch])[:count]
 
 
 def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:

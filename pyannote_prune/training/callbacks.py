@@ -34,6 +34,47 @@ class ProgressBar(RichProgressBar):
         }
 
 
+class GivenLearningRates(Callback):
+    """Learning rates that are given, where a run is resumed with others than it had
+
+    Lightning restores those of the checkpoint, which a scheduler may have lowered: each is changed by as much as what
+    was given.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[list[float]] = []
+        self.before: list[list[float]] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take note of what is given, before the state of the optimizers is restored"""
+        self.given = [[group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change what was restored"""
+        if self.before is None or self.before == self.given:
+            return
+        ratios = [
+            [new / old for new, old in zip(given, before, strict=True)]
+            for given, before in zip(self.given, self.before, strict=True)
+        ]
+        for optimizer, factors in zip(trainer.optimizers, ratios):
+            for group, factor in zip(optimizer.param_groups, factors):
+                group["lr"] *= factor
+        for config in trainer.lr_scheduler_configs:
+            factors = ratios[trainer.optimizers.index(config.scheduler.optimizer)]
+            if hasattr(config.scheduler, "base_lrs"):
+                config.scheduler.base_lrs = [lr * factor for lr, factor in zip(config.scheduler.base_lrs, factors)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run compares with"""
+        return {"given": self.given}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take note of what was given before"""
+        self.before = state_dict["given"]
+
+
 class PercentileGradientClipping(Callback):
     """Clip the norm of gradients at a percentile of its own history (Seetharaman et al., arXiv 2007.14469)
 
@@ -95,5 +136,5 @@ class PercentileGradientClipping(Callback):
         return {"history": list(self.history)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from `state_dict`"""
+        """Resume from `state_dict`"""
         self.history.extend(state_dict["history"])

@@ -1,159 +1,134 @@
 """The whole recipe of Han et al. (arXiv 2506.18623) as one run: fine-tune, prune, distil, fine-tune
 
 Each stage has a folder. Its result, `model.bin`, is written once it is complete: a run that was
-interrupted skips the stages that have one, and goes on with the last checkpoint of the next.
+interrupted skips the stages that have one, and resumes the next from its last checkpoint.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
 from pyannote.audio import Model
 
-from pyannote_prune.errors import InputError
-from pyannote_prune.models import load_model, save_checkpoint
-from pyannote_prune.pipelines.directory import write_pipeline, write_whole
-from pyannote_prune.pruning import cut
-from pyannote_prune.reports.run import reporting
+from pyannote_prune.models import load_model
+from pyannote_prune.pipelines.directory import DEFAULT_OPTIONS, write_pipeline, write_whole
+from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
-from pyannote_prune.training.application import fit, load_augmentation, load_protocol
-from pyannote_prune.training.averaging import after_the_peak, average_checkpoints
+from pyannote_prune.training.checks import check_recipe, chunks_of
+from pyannote_prune.training.options import Recipe, Stage
+from pyannote_prune.training.stages import distil, finetune, prune, run_stage
+from pyannote_prune.training.state import RESULT, claim, describe_settings, read_settings
 
-RESULT = "model.bin"
-_DISTILLATION = ("loss/distillation/val", "min")
+COMMAND = "compress"
 
 
-def compress(config: DictConfig) -> None:
-    """Run the recipe, or what is left of it
+def compress(
+    model: Model | Callable[[], Model],
+    protocol: Any,
+    directory: str | Path,
+    recipe: Recipe | None = None,
+    embedding: str | Path = DEFAULT_EMBEDDING,
+    augmentation: Any = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Compress a diarization model, or what is left of that to do in a directory
 
     Parameters
     ----------
-    config : DictConfig
-        Composed from `configs/compress.yaml`.
+    model : WavLMSegmentation, or callable without arguments that makes one
+        What the first stage starts from. Not made again where that is finished.
+    protocol : SpeakerDiarizationProtocol
+        With training and development sets.
+    directory : str or Path
+        Of the run. The same call with the same directory resumes a run that was interrupted.
+    recipe : Recipe, optional
+        Defaults to the published one, to 80 % sparsity.
+    embedding : str or Path, optional
+        Speaker embedding of the pipeline: a local checkpoint (copied) or a hub id.
+    augmentation : torch_audiomentations transform, optional
+        Of the training data that a model is fine-tuned on.
+    settings : mapping, optional
+        Plain values that describe the run, compared when it is resumed (see
+        [`claim`][pyannote_prune.training.state.claim]). Defaults to the arguments.
+
+    Returns
+    -------
+    pipeline : Path
+        Pipeline directory of the result, `pipeline/` in `directory`.
 
     Raises
     ------
     InputError
-        When the directory holds a run of another configuration.
+        When an argument is wrong, or when the directory holds a run of other data, another model or other targets:
+        before anything is written.
     """
-    directory = Path(HydraConfig.get().runtime.output_dir)
-    _remember(config, directory)
-    seed_everything(config.seed, workers=True, verbose=False)
-    protocol = load_protocol(config)
+    directory, recipe = Path(directory), recipe or Recipe()
+    pipeline = directory / "pipeline"
+    before = read_settings(directory, COMMAND)
+    folder = directory / "1-finetune"
+    is_tuned = (folder / RESULT).is_file()
+    start = load_model(folder / RESULT) if is_tuned else model if isinstance(model, Model) else model()
+    chunks = chunks_of(start, None if before is None else before.get("task"))
 
-    def finetune(start: Callable[[], Model], section: DictConfig) -> Callable[[Path], Model]:
-        def run(folder: Path) -> Model:
-            task = SpeakerDiarization(protocol, augmentation=load_augmentation(config), **_task(config, section))
-            checkpoint = fit(start(), task, _settings(config, section), folder)
-            return load_model(checkpoint.best_model_path)
+    def finetuning(stage: Stage) -> SpeakerDiarization:
+        return SpeakerDiarization(protocol, augmentation=augmentation, **chunks | _given(stage))
 
-        return run
+    def pruning(stage: Stage, teacher: str | Path | Model, **target: None) -> StructuredPruning:
+        return StructuredPruning(protocol, teacher, **chunks | _given(stage) | target)
 
-    def distil(start: Path, section: DictConfig) -> Callable[[Path], Model]:
-        def run(folder: Path) -> Model:
-            student = load_model(start)
-            task = StructuredPruning(protocol, dense, target=None, **_task(config, section))
-            fit(student, task, _settings(config, section), folder, keep=config.average)
-            # EarlyStopping may have gone past the best epochs
-            best = sorted(_scores(folder), key=lambda epoch: epoch[1])[: config.average]
-            student.load_state_dict(average_checkpoints([path for path, _ in best]))
-            return student
+    def tuned(start: Path | Model, stage: Stage) -> Callable[[Path], Model]:
+        return lambda folder: finetune(_loaded(start), finetuning(stage), stage.training, folder)
 
-        return run
+    def pruned(start: Path, stage: Stage) -> Callable[[Path], Model]:
+        return lambda folder: prune(load_model(start), pruning(stage, dense), stage.training, folder, recipe.average)
 
-    def prune(start: Path, phase: DictConfig) -> Callable[[Path], Model]:
-        def run(folder: Path) -> Model:
-            student = load_model(start)
-            task = StructuredPruning(protocol, dense, **_task(config, phase))
-            fit(student, task, _settings(config, phase), folder, keep=-1, score=_DISTILLATION)
-            epochs = _scores(folder)
-            chosen = after_the_peak([score for _, score in epochs], config.average)
-            student.load_state_dict(average_checkpoints([epochs[epoch][0] for epoch in chosen]))
-            student.sparsity.settle()
-            return student.with_backbone(cut(student.wavlm))
-
-        return run
-
-    def start() -> Model:
-        return instantiate(config.model, _convert_="all")
-
-    with reporting(directory):
-        # without fine-tuning, what the run starts from is the teacher
-        first = finetune(start, config.finetune) if config.get("finetune") else lambda folder: start()
-        dense = _stage(directory / "1-finetune", first)
-        pruned = dense
-        for number, phase in enumerate(config.prune, start=1):
-            pruned = _stage(directory / f"2-prune-{number}", prune(pruned, phase))
-        distilled = _stage(directory / "3-distil", distil(pruned, config.distil))
-        final = distilled
-        if config.get("finetune_pruned"):
-            final = _stage(directory / "4-finetune", finetune(lambda: load_model(distilled), config.finetune_pruned))
-
-        pipeline = directory / "pipeline"
-        if rank_zero_only.rank == 0 and not pipeline.exists():
-            write_whole(pipeline, lambda target: write_pipeline(target, load_model(final), config.embedding))
-
-
-def _stage(folder: Path, run: Callable[[Path], Model]) -> Path:
-    """Result of a stage, which is run unless it was before."""
-    result = folder / RESULT
-    if not result.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        model = run(folder)
-        if rank_zero_only.rank == 0:
-            temporary = folder / f"{RESULT}.part"
-            save_checkpoint(model, temporary)
-            os.replace(temporary, result)
-        if torch.distributed.is_initialized():  # others go on once it is there
-            torch.distributed.barrier()
-    return result
-
-
-def _task(config: DictConfig, section: DictConfig) -> dict[str, Any]:
-    """Arguments of a stage's task: those of the run, then its own."""
-    arguments: dict[str, Any] = {}
-    for part in (config.task, section.get("task")):
-        if part:
-            arguments |= OmegaConf.to_container(part, resolve=True)  # type: ignore[arg-type]
-    return arguments
-
-
-def _settings(config: DictConfig, section: DictConfig) -> DictConfig:
-    """Settings of a stage: those of the run, with what the stage changes of them."""
-    settings = {key: config.get(key) for key in ("trainer", "optimizer", "scheduler", "gradient_percentile")}
-    if "scheduler" in section:  # another one, with other arguments
-        settings["scheduler"] = section.scheduler
-    changes = {key: section[key] for key in ("trainer", "optimizer", "patience") if key in section}
-    return OmegaConf.merge(settings, {"patience": None}, changes)  # type: ignore[return-value]
-
-
-def _scores(folder: Path) -> list[tuple[Path, float]]:
-    """Checkpoints of a stage with their validation loss, by epoch."""
-    found = {}
-    for path in folder.glob("*.ckpt"):
-        match = re.fullmatch(r"(\d+)-(-?[\d.]+)(-v\d+)?", path.stem)
-        if match:
-            found[int(match.group(1))] = (path, float(match.group(2)))
-    return [found[epoch] for epoch in sorted(found)]
-
-
-def _remember(config: DictConfig, directory: Path) -> None:
-    path = directory / "compress.yaml"
-    text = OmegaConf.to_yaml(config, resolve=True, sort_keys=True)
-    if path.is_file() and path.read_text() != text:
-        raise InputError(
-            f"{directory} holds a run of another configuration (see {path}): give the same arguments to go on "
-            "with it, or another directory."
+    def distilled(start: Path, stage: Stage) -> Callable[[Path], Model]:
+        return lambda folder: distil(
+            load_model(start), pruning(stage, dense, target=None), stage.training, folder, recipe.average
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+
+    check_recipe(start, recipe, finetuning, pruning, None if pipeline.exists() else embedding)
+    if settings is None:
+        settings = describe_settings(
+            {
+                "protocol": protocol.name,
+                "model": start,
+                "augmentation": augmentation,
+                "embedding": embedding,
+                **vars(recipe),
+            }
+        )
+    given = {name: value for name, value in (settings.get("task") or {}).items() if value is not None}
+    claim(
+        directory,
+        COMMAND,
+        {**settings, "task": {**chunks, **given}},
+        finished=["embedding"] if pipeline.exists() else [],
+    )
+
+    # without fine-tuning, what the run starts from is the teacher
+    first = tuned(start, recipe.finetune) if recipe.finetune is not None else lambda folder: start
+    dense = run_stage(directory / "1-finetune", first)
+    result = dense
+    for number, phase in enumerate(recipe.prune, start=1):
+        result = run_stage(directory / f"2-prune-{number}", pruned(result, phase))
+    result = run_stage(directory / "3-distil", distilled(result, recipe.distil))
+    if recipe.finetune_pruned is not None:
+        result = run_stage(directory / "4-finetune", tuned(result, recipe.finetune_pruned))
+    if rank_zero_only.rank == 0 and not pipeline.exists():
+        write_whole(
+            pipeline, lambda target: write_pipeline(target, load_model(result), embedding, options=DEFAULT_OPTIONS)
+        )
+    return pipeline
+
+
+def _loaded(model: Path | Model) -> Model:
+    return model if isinstance(model, Model) else load_model(model)
+
+
+def _given(stage: Stage) -> dict[str, Any]:
+    """Arguments of a stage's task, less those that are left to their defaults."""
+    return {name: value for name, value in stage.task.items() if value is not None or name == "target"}

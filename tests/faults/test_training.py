@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pyannote_prune.models import load_model
-from pyannote_prune.training.application import latest_checkpoint
+from pyannote_prune.training.state import latest_checkpoint
 from tests.training.conftest import TINY, command, registry, run_command, write_database  # noqa: F401
 
 EPOCHS = 4
@@ -73,7 +73,8 @@ def test_numbers_that_are_none(percentile, command, tmp_path, capsys, monkeypatc
         patch.setattr(loss, lambda prediction, *_, **__: prediction.sum() * torch.nan)
         assert command("train", *arguments) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.fullmatch(r"Error: Gradients were not finite for 21 steps in a row: .* the same command goes on\.", error)
+    told = r"Error: Gradients were not finite for 21 steps in a row: .* rerun the same command to resume\."
+    assert re.fullmatch(told, error)
     assert command("train", *arguments, "trainer.max_epochs=1") == 0
     assert all(parameter.isfinite().all() for parameter in load_model(directory / "last.ckpt").parameters())
 
@@ -176,7 +177,7 @@ def test_full_disk(program):
     result = subprocess.run(arguments, capture_output=True, text=True, preexec_fn=limited)
     assert result.returncode == 1
     error = result.stderr.strip().splitlines()[-1]
-    told = rf"Error: {directory} could not be written to: File too large\. .* goes on\."
+    told = rf"Error: {directory} could not be written to: File too large\. .* to resume\."
     assert re.fullmatch(told, error), result.stderr
     assert checkpoints_of(directory) == finished
     assert subprocess.run(arguments, capture_output=True).returncode == 0

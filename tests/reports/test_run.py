@@ -10,7 +10,8 @@ from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import load_segmentation, save_checkpoint
 from pyannote_prune.pruning import total_cost
-from pyannote_prune.reports.run import read_curves, reporting, write_report
+from pyannote_prune.reports.curves import read_curves
+from pyannote_prune.reports.run import reporting, write_report
 from tests.tasks.test_structured_pruning import segmentation
 from tests.training.conftest import TINY
 
@@ -21,7 +22,7 @@ class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
         self.rows, self.panels, self.tags, self.addresses, self.opened = [], {}, set(), [], [""]
-        self.text = {"h1": [], "h2": [], "pre": [], "dd": []}
+        self.text = {"h1": [], "h2": [], "pre": [], "dd": [], "li": []}
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attributes):

@@ -3,7 +3,7 @@ import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from pyannote.audio import Model
 from pyannote.core import Segment, Timeline
 from pyannote.database.protocol import SpeakerDiarizationProtocol
@@ -190,11 +190,30 @@ def test_mixed_precision(make, protocol):
     assert "DiarizationErrorRate" in trainer.callback_metrics
 
 
-@pytest.mark.parametrize(("max_epochs", "ramp"), [(6, 2), (30, 5)])
-def test_ramp_of_the_target(protocol, max_epochs, ramp):
+class Stop(Callback):
+    """Ends training with its first batch."""
+
+    def on_train_batch_start(self, trainer, *_):
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("options", "ramp"),
+    [  # in optimizer steps: two recordings of 30 s are 7 batches of 4 chunks of 2 s
+        ({"max_epochs": 6}, 2 * 7),
+        ({"max_epochs": 30}, 5 * 7),
+        ({"max_epochs": 30, "accumulate_grad_batches": 2}, 5 * 4),
+        ({"max_epochs": 3, "accumulate_grad_batches": 8}, 1),
+        ({"max_epochs": 30, "limit_train_batches": 3}, 5 * 3),
+        ({"max_epochs": 30, "limit_train_batches": 3, "accumulate_grad_batches": 2}, 5 * 2),
+        ({"max_epochs": -1, "max_steps": 12}, 4),
+        ({"max_epochs": 30, "max_steps": 12}, 4),
+    ],
+)
+def test_ramp_of_the_target(options, ramp, protocol):
     student, pruning = segmentation(), task(protocol, segmentation(), target=0.5)
-    fit(student, pruning, max_steps=1, max_epochs=max_epochs, limit_val_batches=0)
-    assert student.sparsity.warmup_steps == ramp * (pruning.train__len__() // pruning.batch_size) > 0
+    fit(student, pruning, **{"max_steps": -1, "limit_val_batches": 0, "callbacks": [Stop()], **options})
+    assert student.sparsity.warmup_steps == ramp
 
 
 def test_checkpoint_of_a_finished_model_loads_in_stock_pyannote(protocol, tmp_path):
@@ -278,8 +297,14 @@ def test_bad_models_and_protocols_are_refused_before_the_first_step(protocol, tm
         fit(segmentation(hidden_size=16), task(protocol, segmentation()), max_steps=1)
     with pytest.raises(InputError, match=r"90.0% in params is out of reach.*\(heads\)"):
         fit(segmentation(), task(protocol, segmentation(), kinds=["heads"], target=0.9), max_steps=1)
-    with pytest.raises(InputError, match="student's head differs"):
-        fit(segmentation(), task(protocol, segmentation(max_speakers_per_chunk=4)), max_steps=1)
+    with pytest.raises(InputError, match="max_speakers_per_chunk must be that of the teacher, 4, got 3"):
+        task(protocol, segmentation(max_speakers_per_chunk=4))
+    wide = WavLMSegmentation(wavlm=segmentation().wavlm.config, head_args={**HEAD, "ffn_dim": 32})
+    with pytest.raises(InputError, match="student's head differs from the teacher's"):
+        fit(wide, task(protocol, segmentation()), max_steps=1)
+    with pytest.raises(InputError, match="backbone is frozen"):
+        frozen = WavLMSegmentation(wavlm=segmentation().wavlm.config, wavlm_frozen=True, head_args=HEAD)
+        fit(frozen, task(protocol, segmentation()), max_steps=1)
     with pytest.raises(InputError, match="no training files"):
         fit(segmentation(), task(NoTraining(tmp_path), segmentation()), max_steps=1)
     with pytest.raises(InputError, match="must be a WavLMSegmentation, got Linear"):

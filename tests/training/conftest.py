@@ -24,6 +24,32 @@ Protocols:
           uri: development.lst
           annotation: all.rttm
           annotated: all.uem
+      WithoutDevelopment:
+        scope: file
+        train:
+          uri: train.lst
+          annotation: all.rttm
+          annotated: all.uem
+      EmptyDevelopment:
+        scope: file
+        train:
+          uri: train.lst
+          annotation: all.rttm
+          annotated: all.uem
+        development:
+          uri: empty.lst
+          annotation: all.rttm
+          annotated: all.uem
+      TooLong:
+        scope: file
+        train:
+          uri: train.lst
+          annotation: all.rttm
+          annotated: long.uem
+        development:
+          uri: development.lst
+          annotation: all.rttm
+          annotated: all.uem
 """
 
 BACKBONE = (
@@ -52,6 +78,8 @@ def write_database(directory):
                 annotation.uri = uri
                 annotation.write_rttm(rttm)
                 uem.write(f"{uri} 1 0.000 30.000\n")
+    (directory / "empty.lst").touch()
+    (directory / "long.uem").write_text((directory / "all.uem").read_text().replace("two 1 0.000 30.000", "two 1 0 31"))
     (directory / "database.yml").write_text(DATABASE)
     return directory / "database.yml"
 
@@ -70,6 +98,12 @@ def run_command(monkeypatch, registry, name, *overrides):
     except SystemExit as exit:
         return exit.code or 0
     return 0
+
+
+def error_of(capsys):
+    """The one line in which the last command told what is wrong."""
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error: ")]
+    return error
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import time
 
 import pytest
 import torch
+import yaml
 from pyannote.audio import Pipeline
 
 from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.pruning import total_cost
 from pyannote_prune.training.averaging import after_the_peak, average_checkpoints
-from tests.training.conftest import TINY
+from tests.training.conftest import TINY, error_of
 
 STAGES = ("1-finetune", "2-prune-1", "2-prune-2", "3-distil", "4-finetune")
 
@@ -38,7 +39,7 @@ def arguments(directory, embedding):
     )
 
 
-def test_the_whole_recipe_and_again(command, untrained, short, tmp_path, capsys):
+def test_the_whole_recipe_and_again(command, registry, untrained, short, tmp_path, capsys):
     directory = tmp_path / "run"
     assert command("compress", *arguments(directory, untrained / "embedding")) == 0
     dense, half, pruned, distilled, final = (load_backbone(directory / stage / "model.bin") for stage in STAGES)
@@ -49,21 +50,32 @@ def test_the_whole_recipe_and_again(command, untrained, short, tmp_path, capsys)
         )
     assert pruned.config.shape_dict() == distilled.config.shape_dict() == final.config.shape_dict()
     Pipeline.from_pretrained(directory / "pipeline")(short)
+    params = yaml.safe_load((directory / "pipeline" / "config.yaml").read_text())["pipeline"]["params"]
+    assert params["segmentation_batch_size"] == params["embedding_batch_size"] == 32
+    assert params["median_filter"] == 11
 
     # nothing is done twice
     written = {path: path.stat().st_mtime_ns for path in directory.glob("*/*.ckpt")}
     assert command("compress", *arguments(directory, untrained / "embedding")) == 0
     assert {path: path.stat().st_mtime_ns for path in directory.glob("*/*.ckpt")} == written
 
-    # a stage whose result is missing is taken up where it was
+    # a stage whose result is missing is resumed, in smaller batches too, and from wherever paths are typed
     (directory / "4-finetune" / "model.bin").unlink()
-    assert command("compress", *arguments(directory, untrained / "embedding")) == 0
+    smaller = ("task.batch_size=2", "trainer.accumulate_grad_batches=2", f"registry={os.path.relpath(registry)}")
+    assert command("compress", *arguments(directory, untrained / "embedding"), *smaller) == 0
     assert (directory / "4-finetune" / "model.bin").is_file()
     changed = {path.parent.name for path, date in written.items() if path.stat().st_mtime_ns != date}
     assert changed <= {"4-finetune"}
 
-    assert command("compress", *arguments(directory, untrained / "embedding"), "seed=1") == 2
-    assert "run of another configuration" in capsys.readouterr().err
+    for change, told in {
+        "seed=1": "seed is 42 there and 1 here",
+        "prune.0.task.target=0.4": "prune.0.task.target is 0.3 there and 0.4 here",
+        f"embedding={untrained / 'segmentation' / '..' / 'embedding'}": None,
+        "embedding=org/another": "org/another here",
+    }.items():
+        code = command("compress", *arguments(directory, untrained / "embedding"), change)
+        assert code == (0 if told is None else 2)
+        assert told is None or told in error_of(capsys)
 
     # from a teacher as it is, one kind of module at a time
     teacher = directory / "1-finetune" / "model.bin"
@@ -111,6 +123,11 @@ def test_killed_in_each_stage(registry, untrained, tmp_path):
 def test_epochs_after_the_peak():
     assert after_the_peak([-0.9, -0.8, -0.2, -0.5, -0.7, -0.6], 2) == [4, 5]
     assert after_the_peak([-0.5, -0.6, -0.7], 5) == [2, 1, 0]
+    # the loss has its peak before the target is reached
+    assert after_the_peak([-0.1, -0.9, -0.8, -0.5, -0.4], 2) == [1, 2]
+    assert after_the_peak([-0.1, -0.9, -0.8, -0.5, -0.4], 2, first=3) == [3, 4]
+    # a run shorter than its ramp
+    assert after_the_peak([-0.1, -0.9, -0.8], 2, first=5) == [2]
 
 
 def test_average_of_checkpoints(tmp_path):

@@ -4,8 +4,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from pyannote.database.registry import Registry
 
+from pyannote_prune.cli.application import config_directory
 from pyannote_prune.pruning import UNIT_KINDS
-from pyannote_prune.training.application import config_directory
 
 RECIPES = sorted(path.stem for path in (config_directory() / "recipe").glob("*.yaml"))
 CORPORA = sorted(path.stem for path in (config_directory() / "database").glob("*.yml"))

@@ -1,14 +1,14 @@
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from omegaconf import OmegaConf
 from pyannote.audio import Model
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import WavLMSegmentation, load_segmentation
 from pyannote_prune.pruning import total_cost
-from pyannote_prune.training.application import configure_optimizers, latest_checkpoint
+from pyannote_prune.training import TrainingOptions
 from pyannote_prune.training.callbacks import PercentileGradientClipping
+from pyannote_prune.training.fitting import configure_optimizers
 from tests.training.conftest import TINY
 
 
@@ -97,20 +97,14 @@ def test_several_runs(command, tmp_path):
 
 def test_two_learning_rates():
     model = WavLMSegmentation(wavlm={"num_hidden_layers": 1, "conv_dim": [8] * 7})
-    config = OmegaConf.create(
-        {
-            "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3, "backbone_lr": 2e-5},
-            "scheduler": {"_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau"},
-        }
-    )
-    configured = configure_optimizers(model, config, "loss/val")
+    configured = configure_optimizers(model, TrainingOptions(), "loss/val")
     head, backbone = configured["optimizer"].param_groups
     assert (head["lr"], backbone["lr"]) == (1e-3, 2e-5)
     assert {id(parameter) for parameter in backbone["params"]} == {
         id(parameter) for parameter in model.wavlm.parameters() if parameter.requires_grad
     }
     assert configured["lr_scheduler"]["monitor"] == "loss/val"
-    assert "lr_scheduler" not in configure_optimizers(model, config, None)
+    assert "lr_scheduler" not in configure_optimizers(model, TrainingOptions(), None)
 
 
 def test_gradients_are_clipped_at_a_percentile(monkeypatch):
@@ -169,14 +163,6 @@ def test_steps_without_finite_gradients_are_skipped(poisoned):
         trainer.fit(model, data)
         assert model.weight.isfinite().all()
         assert (model.weight < 0.9).all()
-
-
-def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
-    assert latest_checkpoint(tmp_path) is None
-    torch.save({"epoch": 1}, tmp_path / "0001.ckpt")
-    content = (tmp_path / "0001.ckpt").read_bytes()
-    (tmp_path / "last.ckpt").write_bytes(content[: len(content) // 2])
-    assert latest_checkpoint(tmp_path) == tmp_path / "0001.ckpt"
 
 
 @pytest.mark.parametrize(

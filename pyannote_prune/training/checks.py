@@ -1,0 +1,170 @@
+"""Everything that can be wrong with a run, found before the first byte of it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from pyannote.audio import Model
+from pyannote.audio.core.task import Problem, Specifications, Task, UnknownSpecificationsError
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.models import WavLMSegmentation, load_model
+from pyannote_prune.models.loading import segmentation_specifications
+from pyannote_prune.pipelines.directory import local_embedding
+from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
+from pyannote_prune.training.options import Recipe, Stage
+
+# of models that have none yet
+_CHUNKS = {"duration": 8.0, "max_speakers_per_chunk": 4, "max_speakers_per_frame": 2}
+
+
+def check_task(model: Model, task: Task) -> None:
+    """Refuse a task without data, or that the model does not fit
+
+    Raises
+    ------
+    InputError
+    """
+    if isinstance(task, StructuredPruning):
+        task.check_student(model)
+        if task.target is not None:
+            task.check_target(model, task.kinds)
+    if isinstance(task, SpeakerDiarization):
+        task.check_data()
+
+
+def chunks_of(model: Model, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Duration of chunks and numbers of speakers that stages default to
+
+    Parameters
+    ----------
+    model : Model
+        What a run starts from.
+    recorded : mapping or None
+        Those of a run that is resumed.
+    """
+    chunks = _CHUNKS
+    try:
+        own = model.specifications
+    except UnknownSpecificationsError:
+        pass
+    else:
+        if isinstance(own, Specifications) and own.powerset:
+            values = (own.duration, len(own.classes), own.powerset_max_classes)
+            chunks = dict(zip(_CHUNKS, values, strict=True))
+    return {name: (recorded or {}).get(name) or chunks[name] for name in _CHUNKS}
+
+
+def check_recipe(
+    model: Model,
+    recipe: Recipe,
+    finetuning: Callable[[Stage], SpeakerDiarization],
+    pruning: Callable[..., StructuredPruning],
+    embedding: str | Path | None,
+) -> None:
+    """Refuse a recipe that would fail in any of its stages
+
+    Parameters
+    ----------
+    model : Model
+        What it starts from.
+    recipe : Recipe
+    finetuning : callable
+        Takes a stage, returns its task.
+    pruning : callable
+        Takes a stage and a teacher, returns its task.
+    embedding : str, Path or None
+        Of the pipeline, None where that is written already.
+
+    Raises
+    ------
+    InputError
+    """
+    if not isinstance(model, WavLMSegmentation):
+        raise InputError(f"compress prunes the backbone of a WavLMSegmentation, got a {type(model).__name__}.")
+    if not recipe.prune:
+        raise InputError("There is nothing to prune: give at least one phase in `prune`.")
+    if recipe.average < 1:
+        raise InputError(f"average must be 1 or more, got {recipe.average}.")
+    if embedding is not None:
+        _check_embedding(embedding)
+
+    teacher, tasks = deepcopy(model), []
+    if recipe.finetune is not None:
+        with _naming("finetune"):
+            task = finetuning(recipe.finetune)
+        tasks.append(task)
+        teacher.specifications = segmentation_specifications(
+            task.duration, task.max_speakers_per_chunk, task.max_speakers_per_frame
+        )
+    elif not hasattr(model, "classifier"):
+        raise InputError("Without fine-tuning, give a model that was trained, as with model=pretrained.")
+    kinds: list[str] = []
+    reached: dict[tuple[str, float], float] = {}
+    for number, phase in enumerate(recipe.prune):
+        with _naming(f"prune.{number}"):
+            task = pruning(phase, teacher)
+            task.check_student(model)
+            kinds += [kind for kind in task.kinds if kind not in kinds]
+            _check_phase(task, model, kinds, reached)
+        tasks.append(task)
+    with _naming("distil"):
+        tasks.append(pruning(recipe.distil, teacher, target=None))
+    if recipe.finetune_pruned is not None:
+        with _naming("finetune_pruned"):
+            tasks.append(finetuning(recipe.finetune_pruned))
+
+    for stage in (recipe.finetune, *recipe.prune, recipe.distil, recipe.finetune_pruned):
+        trainer = {} if stage is None else stage.training.trainer
+        if trainer.get("fast_dev_run") or trainer.get("limit_val_batches", 1) == 0:
+            raise InputError(
+                "compress chooses checkpoints by their validation: it runs neither with trainer.fast_dev_run nor with "
+                "trainer.limit_val_batches=0. For a short run, lower trainer.limit_train_batches and max_epochs."
+            )
+    if not tasks[0].has_validation:
+        raise InputError(
+            f"Protocol {tasks[0].protocol.name} has no development set, and compress chooses checkpoints by their "
+            "validation: add one to the registry."
+        )
+    # data that are enough for the longest chunks are enough for the others
+    max(tasks, key=lambda task: task.duration).check_data()
+
+
+def _check_phase(
+    task: StructuredPruning, model: WavLMSegmentation, kinds: list[str], reached: dict[tuple[str, float], float]
+) -> None:
+    """Refuse a phase without a target, or one that is out of reach, or behind."""
+    if task.target is None:
+        raise InputError("target must be a sparsity in [0, 1), got none.")
+    # an earlier phase may have pruned units of other kinds
+    task.check_target(model, kinds)
+    measure = (task.objective, task.macs_duration)
+    if task.target < reached.get(measure, 0.0):
+        raise InputError(f"target is {task.target}, less than that of an earlier phase, {reached[measure]}.")
+    reached[measure] = task.target
+
+
+def _check_embedding(embedding: str | Path) -> None:
+    weights = local_embedding(embedding)
+    if weights is None:  # on the hub, where the pipeline downloads it from
+        return
+    model = load_model(weights)
+    if getattr(model.specifications, "problem", None) != Problem.REPRESENTATION:
+        raise InputError(f"{embedding} holds a {type(model).__name__}, which is no speaker embedding.")
+
+
+@contextmanager
+def _naming(stage: str) -> Iterator[None]:
+    """Name the stage whose task is wrong."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{stage}: {error}") from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise InputError(f"{stage}: {str(error).split('__init__() ')[-1]} of its task.") from error

@@ -1,0 +1,141 @@
+"""Training one model with Lightning, from where it was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from pyannote.audio import Model
+from pyannote.audio.core.task import Task
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from pyannote_prune.errors import FULL, InputError, InterruptionError, describe
+from pyannote_prune.models.audio import Audio
+from pyannote_prune.training.callbacks import GivenLearningRates, PercentileGradientClipping, ProgressBar
+from pyannote_prune.training.options import TrainingOptions
+from pyannote_prune.training.state import latest_checkpoint
+
+
+def fit(
+    model: Model,
+    task: Task,
+    directory: Path,
+    options: TrainingOptions,
+    keep: int = 5,
+    score: tuple[str | None, str] | None = None,
+) -> ModelCheckpoint:
+    """Train a model, from where a run in the same directory was interrupted if one was
+
+    Parameters
+    ----------
+    model : Model
+    task : Task
+    directory : Path
+        Of checkpoints and logs.
+    options : TrainingOptions
+        The optimizer and scheduler in it are left aside for a task that has its own.
+    keep : int, optional
+        How many of the best checkpoints are kept, -1 for all. Defaults to 5.
+    score : (str, {"min", "max"}), optional
+        Name of the score that tells which are best, and whether a low or a high one is better. Defaults to what the
+        task monitors.
+
+    Returns
+    -------
+    checkpoint : ModelCheckpoint
+        Knows the best model by that score, or the last one where nothing is validated.
+    """
+    model.task = task
+    # pyannote's own needs FFmpeg even for wav files
+    model.audio = Audio(sample_rate=model.hparams.sample_rate, mono="downmix")
+    monitor, direction = score or task.val_monitor
+    if not task.has_validation or options.trainer.get("limit_val_batches") == 0:
+        monitor = None
+    if not hasattr(task, "configure_optimizers"):
+        model.configure_optimizers = partial(configure_optimizers, model, options, monitor)
+
+    checkpoint = ModelCheckpoint(
+        dirpath=directory,
+        monitor=monitor,
+        mode=direction,
+        save_top_k=min(keep, 1) if monitor is None else keep,
+        save_last=True,
+        filename="{epoch:04d}" if monitor is None else f"{{epoch:04d}}-{{{monitor}:.6f}}",
+        auto_insert_metric_name=False,
+    )
+    clipping = PercentileGradientClipping(options.gradient_percentile)
+    callbacks: list[Callback] = [checkpoint, LearningRateMonitor(), clipping, GivenLearningRates()]
+    if options.trainer.get("enable_progress_bar") is not False:
+        callbacks.append(ProgressBar())
+    if monitor is not None and options.patience is not None:
+        callbacks.append(EarlyStopping(monitor=monitor, mode=direction, patience=options.patience))
+
+    with _interruptions(directory):
+        trainer = Trainer(
+            **{
+                **options.trainer,
+                "callbacks": [*callbacks, *(options.trainer.get("callbacks") or [])],
+                "logger": TensorBoardLogger(directory, name="", version=""),
+                "default_root_dir": directory,
+            }
+        )
+        trainer.fit(model, ckpt_path=latest_checkpoint(directory), weights_only=False)
+    return checkpoint
+
+
+def configure_optimizers(model: Model, options: TrainingOptions, monitor: str | None) -> dict[str, Any]:
+    """Optimizer with a learning rate of its own for the WavLM front-end, and its scheduler."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    backbone = [parameter for name, parameter in trained.items() if name.startswith(("wavlm.", "wav2vec."))]
+    others = [parameter for name, parameter in trained.items() if not name.startswith(("wavlm.", "wav2vec."))]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    if backbone:
+        groups.append({"params": backbone} | ({} if options.backbone_lr is None else {"lr": options.backbone_lr}))
+    configured: dict[str, Any] = {"optimizer": options.optimizer(groups)}
+    if options.scheduler is not None:
+        scheduler = options.scheduler(configured["optimizer"])
+        plateau = isinstance(scheduler, ReduceLROnPlateau)
+        if not plateau or monitor is not None:
+            configured["lr_scheduler"] = {"scheduler": scheduler, **({"monitor": monitor} if plateau else {})}
+    return configured
+
+
+@contextmanager
+def _interruptions(directory: Path) -> Iterator[None]:
+    """One sentence for each of the other things than its end that can end a training."""
+    again = "No finished epoch is lost: rerun the same command to resume."
+    try:
+        yield
+    except InputError as error:
+        # a process that loads data sends its traceback along
+        sentence = str(error).strip().splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: ")
+        raise InputError(sentence) from error
+    except SystemExit as error:
+        if error.code:
+            raise
+        raise InterruptionError(f"Stopped by a signal. {again}") from error  # which Lightning would leave with 0
+    except FloatingPointError as error:
+        raise InterruptionError(f"{error} {again}") from error
+    except FileNotFoundError as error:  # of pyannote.database, on several lines
+        raise InputError(" ".join(str(error).split())) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise InterruptionError(f"{directory} could not be written to: {error.strerror}. {again}") from error
+    except (RuntimeError, ValueError) as error:
+        if "loading state_dict" in str(error) or "loaded state dict" in str(error):
+            raise InputError(
+                f"{directory} holds checkpoints of another model or optimizer: give another directory."
+            ) from error
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InterruptionError(
+            f"A process that loads data was killed ({describe(error)}), maybe for want of memory: lower "
+            f"task.num_workers or task.batch_size if so. {again}"
+        ) from error

@@ -1,0 +1,105 @@
+"""Stages of a run: fine-tuning, pruning, distillation, each from a model to a model."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from pyannote.audio import Model
+
+from pyannote_prune.models import WavLMSegmentation, load_model, save_checkpoint
+from pyannote_prune.pruning import SparsityController, cut
+from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
+from pyannote_prune.training.averaging import after_the_peak, average_checkpoints
+from pyannote_prune.training.fitting import fit
+from pyannote_prune.training.options import TrainingOptions
+from pyannote_prune.training.state import RESULT
+
+# what a stage warned of, for its report
+WARNINGS = "warnings.txt"
+# sparsity is on its target once training has brought it as near as this
+_NEAR = 0.05
+_DISTILLATION = ("loss/distillation/val", "min")
+
+
+def run_stage(folder: Path, run: Callable[[Path], Model]) -> Path:
+    """Path of the result of a stage, which is run unless it is finished
+
+    Parameters
+    ----------
+    folder : Path
+        Of its checkpoints, logs and result.
+    run : callable
+        Takes the folder, returns the model to save.
+    """
+    result = folder / RESULT
+    if not result.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        model = run(folder)
+        if rank_zero_only.rank == 0:
+            temporary = folder / f"{RESULT}.part"
+            save_checkpoint(model, temporary)
+            os.replace(temporary, result)
+        if torch.distributed.is_initialized():  # other processes read it
+            torch.distributed.barrier()
+    return result
+
+
+def finetune(model: Model, task: SpeakerDiarization, options: TrainingOptions, folder: Path) -> Model:
+    """The best epoch of a model that learns diarization"""
+    checkpoint = fit(model, task, folder, options)
+    return load_model(checkpoint.best_model_path)
+
+
+def prune(
+    student: WavLMSegmentation, task: StructuredPruning, options: TrainingOptions, folder: Path, average: int
+) -> Model:
+    """A compact model: the average of the best epochs on target, settled and cut"""
+    fit(student, task, folder, options, keep=-1, score=_DISTILLATION)
+    epochs = _scores(folder)
+    on_target = math.ceil(student.sparsity.warmup_steps / task.steps_per_epoch) - 1
+    chosen = after_the_peak([score for _, score in epochs], average, max(0, on_target))
+    student.load_state_dict(average_checkpoints([epochs[epoch][0] for epoch in chosen]))
+    settle(student.sparsity, folder)
+    return student.with_backbone(cut(student.wavlm))
+
+
+def distil(
+    student: WavLMSegmentation, task: StructuredPruning, options: TrainingOptions, folder: Path, average: int
+) -> Model:
+    """A compact model that imitates its teacher further: the average of the best epochs"""
+    fit(student, task, folder, options, keep=average)
+    # training that stops early goes past the best epochs
+    best = sorted(_scores(folder), key=lambda epoch: epoch[1])[:average]
+    student.load_state_dict(average_checkpoints([path for path, _ in best]))
+    return student
+
+
+def settle(controller: SparsityController, folder: Path) -> None:
+    """Bring what is cut onto the target; warn, in `folder` too, where training has ended far from it."""
+    measured, target = controller.sparsity(), controller.target
+    if abs(measured - target) > _NEAR and rank_zero_only.rank == 0:
+        sentence = (
+            f"Pruning ended at a sparsity of {measured:.1%}, far from its target of {target:.1%}: the model that is "
+            "cut to the target is not one that was trained. Train for more epochs, ramp the target up in fewer steps "
+            "(warmup_steps), or raise gate_lr."
+        )
+        (folder / WARNINGS).write_text(f"{sentence}\n", encoding="utf-8")
+        warnings.warn(sentence, stacklevel=2)
+    controller.settle()
+
+
+def _scores(folder: Path) -> list[tuple[Path, float]]:
+    """Checkpoints of a stage with their validation loss, by epoch."""
+    found = {}
+    for path in folder.glob("*.ckpt"):
+        match = re.fullmatch(r"(\d+)-(-?[\d.]+)(-v\d+)?", path.stem)
+        if match:
+            found[int(match.group(1))] = (path, float(match.group(2)))
+    return [found[epoch] for epoch in sorted(found)]

@@ -1,0 +1,90 @@
+"""Training from Python, without Hydra."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from pyannote_prune.checkpoints import load_backbone
+from pyannote_prune.errors import InputError
+from pyannote_prune.models import load_segmentation
+from pyannote_prune.pruning import total_cost
+from pyannote_prune.reports.run import write_report
+from pyannote_prune.tasks import StructuredPruning
+from pyannote_prune.training import Recipe, Stage, TrainingOptions, compress, train
+from tests.reports.test_run import Page
+from tests.tasks.test_structured_pruning import SampleConversation, segmentation
+
+SHORT = {
+    "accelerator": "cpu",
+    "max_epochs": 1,
+    "limit_train_batches": 2,
+    "limit_val_batches": 1,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+SMALL = {"batch_size": 4, "num_workers": 0}
+
+
+def sparsity(backbone):
+    return 1 - total_cost(backbone.config).params / total_cost(segmentation().wavlm.config).params
+
+
+@pytest.fixture(scope="module")
+def protocol(tmp_path_factory):
+    return SampleConversation(tmp_path_factory.mktemp("protocol"))
+
+
+def test_no_hydra():
+    script = "import sys, pyannote_prune.training; assert not {'hydra', 'omegaconf'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", script]).returncode == 0
+
+
+def test_compress(protocol, untrained, tmp_path):
+    """From a model as it is, whose numbers of speakers nobody repeats; in too few steps, which is warned of."""
+    options = TrainingOptions(trainer=SHORT)
+    recipe = Recipe(
+        finetune=None,
+        prune=[Stage({**SMALL, "target": 0.5}, options)],
+        distil=Stage(SMALL, options),
+        finetune_pruned=None,
+        average=1,
+    )
+    arguments = {"recipe": recipe, "embedding": untrained / "embedding"}
+    with pytest.warns(UserWarning, match=r"far from its target of 50\.0%"):
+        pipeline = compress(segmentation(), protocol, tmp_path / "run", **arguments)
+    assert sparsity(load_backbone(tmp_path / "run" / "2-prune-1" / "model.bin")) == pytest.approx(0.5, abs=0.02)
+    assert len(load_segmentation(pipeline).specifications.classes) == 3
+    assert yaml.safe_load((tmp_path / "run" / "compress.yaml").read_text())["task"]["max_speakers_per_chunk"] == 3
+
+    # nothing is done twice, nor with another model or recipe
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.ckpt")}
+    assert compress(lambda: segmentation(), protocol, tmp_path / "run", **arguments) == pipeline
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.ckpt")} == written
+    with pytest.raises(InputError, match=r"prune\.0\.task\.target is 0\.5 there and 0\.6 here"):
+        other = Recipe(None, [Stage({**SMALL, "target": 0.6}, options)], recipe.distil, None, average=1)
+        compress(segmentation(), protocol, tmp_path / "run", other, arguments["embedding"])
+
+    (sentence,) = (tmp_path / "run" / "2-prune-1" / "warnings.txt").read_text().splitlines()
+    page = Page(write_report(tmp_path / "run"))
+    assert "Warnings" in page.text["h2"]
+    assert f"2-prune-1: {sentence}" in page.text["li"]
+
+
+def test_train_settles_on_its_target(protocol, tmp_path):
+    teacher, student = segmentation(), segmentation()
+    task = StructuredPruning(protocol, teacher, target=0.4, warmup_steps=2, gate_lr=0.3, **SMALL)
+    with pytest.warns(UserWarning, match="far from its target"):
+        checkpoint = train(student, task, tmp_path, TrainingOptions(trainer=SHORT))
+    for path in (checkpoint.best_model_path, tmp_path / "last.ckpt"):
+        assert sparsity(load_segmentation(path).wavlm) == pytest.approx(0.4, abs=0.02)
+
+    # it can be resumed, with the same target
+    longer = TrainingOptions(trainer={**SHORT, "max_epochs": 2})
+    with pytest.raises(InputError, match=r"task\.target is 0\.4 there and 0\.5 here"):
+        train(segmentation(), StructuredPruning(protocol, teacher, target=0.5, **SMALL), tmp_path, longer)
+    task = StructuredPruning(protocol, teacher, target=0.4, warmup_steps=2, gate_lr=0.3, **SMALL)
+    train(segmentation(), task, tmp_path, longer)
+    assert sparsity(load_segmentation(tmp_path / "last.ckpt").wavlm) == pytest.approx(0.4, abs=0.02)
+    assert (tmp_path / "0001.ckpt").is_file()
