@@ -159,6 +159,11 @@ class Simulator:
             raise InputError(
                 f"reverberation and telephone exclude each other: {reverberation} + {telephone} is more than 1."
             )
+        if level_spread < 0:
+            raise InputError(f"level_spread must be a number of dB, at least 0, got {level_spread}.")
+        for name, (low, high) in {"snr": snr, "level": level}.items():
+            if low > high:
+                raise InputError(f"{name} must be the least and greatest number of dB, got {low} and {high}.")
         self.num_speakers = (least, greatest)
         self.overlap = overlap
         self.mean_pause = mean_pause
@@ -267,9 +272,7 @@ class Simulator:
             cast[str(voice)] = (str(voice), speed)
         return cast
 
-    def _utterance(
-        self, speaker: str, speed: Fraction, rng: np.random.Generator, length: float | None
-    ) -> np.ndarray:
+    def _utterance(self, speaker: str, speed: Fraction, rng: np.random.Generator, length: float | None) -> np.ndarray:
         """What a speaker says, of a given length or of that of a recording."""
         samples = self._recording(speaker, speed, rng)
         if length is None:

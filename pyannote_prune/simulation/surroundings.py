@@ -102,6 +102,8 @@ def align_response(response: np.ndarray, sample_rate: int) -> np.ndarray:
     """
     magnitude = np.abs(response)
     # far from the microphone, a bundle of reflections may be stronger than the direct path
-    direct = int(np.argmax(magnitude >= _DIRECT * magnitude.max()))
-    response = response[max(0, direct - round(_LEAD * sample_rate)) :]
+    lead = round(_LEAD * sample_rate)
+    first = int(np.argmax(magnitude >= _DIRECT * magnitude.max()))
+    direct = first + int(np.argmax(magnitude[first : first + lead]))
+    response = response[max(0, direct - lead) :]
     return (response / max(float(np.linalg.norm(response)), 1e-12)).astype(np.float32)

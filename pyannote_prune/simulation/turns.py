@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ class TurnTaking:
             turns, short = _split(annotation)
             lengths += [turn.duration for turn, _ in turns]
             backchannels += short
-            for (turn, speaker), (following, next_speaker) in zip(turns, turns[1:]):
+            for (turn, speaker), (following, next_speaker) in itertools.pairwise(turns):
                 gap = min(following.start - turn.end, _MAX_PAUSE)
                 if next_speaker == speaker:
                     pauses.append(gap)

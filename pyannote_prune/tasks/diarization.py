@@ -1,4 +1,4 @@
-"""pyannote's speaker diarization task, in half precision too, on part of the data, on simulated data or on soft labels."""
+"""pyannote's speaker diarization task, in half precision too, on part of the data, simulated data or soft labels."""
 
 from __future__ import annotations
 

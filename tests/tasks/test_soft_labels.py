@@ -82,7 +82,9 @@ def test_cross_entropy_of_hard_targets(size, batch, frames, seed):
     members = powerset.mapping[torch.randint(len(powerset.mapping), (batch, frames))]
     wanted = []
     for score, speakers in zip(scores, members):
-        classes = [powerset.to_powerset(speakers[:, list(o)]).argmax(-1) for o in itertools.permutations(range(size[0]))]
+        classes = [
+            powerset.to_powerset(speakers[:, list(o)]).argmax(-1) for o in itertools.permutations(range(size[0]))
+        ]
         wanted.append(min(torch.nn.functional.nll_loss(score, target) for target in classes))
     loss = soft_cross_entropy(scores, powerset.to_powerset(members).float(), *size)
     torch.testing.assert_close(loss, torch.stack(wanted))
