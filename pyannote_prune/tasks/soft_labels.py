@@ -11,8 +11,8 @@ from pyannote.audio import Model
 from pyannote.audio.core.task import Resolution
 from torch import Tensor
 
+from pyannote_prune.checkpoints.sources import locate
 from pyannote_prune.errors import InputError
-from pyannote_prune.interop.sources import locate
 from pyannote_prune.models.loading import load_model, load_segmentation
 
 
