@@ -23,7 +23,7 @@ from pyannote_prune.tasks.soft_labels import (
     soft_cross_entropy,
     subsets,
 )
-from tests.tasks.test_speaker_diarization import Alternating
+from tests.tasks.test_diarization import Alternating
 from tests.tasks.test_structured_pruning import SampleConversation, segmentation
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 3)).filter(lambda size: size[1] <= size[0])
