@@ -204,6 +204,7 @@ def hub(untrained, tmp_path_factory) -> Path:
     sources = {
         "BUT-FIT/diarizen-wavlm-base-s80-md": FIXTURES / "base-pruned",
         "pyannote/wespeaker-voxceleb-resnet34-LM": untrained / "embedding",
+        "pyannote/segmentation-3.0": untrained / "segmentation",
         "microsoft/wavlm-base-plus": cache / "wavlm-base-plus",
     }
     WavLMModel(WavLMConfig(**TINY, intermediate_size=64)).save_pretrained(cache / "wavlm-base-plus")
@@ -221,6 +222,8 @@ def furnished(untrained, short, tmp_path_factory) -> Path:
     for path in ("meeting.wav", "recordings/monday.wav", "recordings/spring/tuesday.wav"):
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(directory / path, speech, rate)
+    shutil.copytree(directory / "recordings", directory / "noise")
+    shutil.copy(SAMPLE.with_suffix(".rttm"), directory / "meetings.rttm")
     for speaker in range(40):
         path = directory / "voices" / f"speaker{speaker}" / "first.wav"
         path.parent.mkdir(parents=True)

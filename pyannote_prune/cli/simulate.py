@@ -25,6 +25,18 @@ def simulate(
     overlap: Annotated[float, typer.Option(help="Probability that a change of speakers overlaps.")] = 0.3,
     reverberation: Annotated[float, typer.Option(help="Probability of a room.")] = 0.6,
     telephone: Annotated[float, typer.Option(help="Probability of the telephone.")] = 0.2,
+    far_field: Annotated[float, typer.Option(help="Share of rooms in which everybody is far away.")] = 0.0,
+    level_spread: Annotated[float, typer.Option(help="Speakers are up to that many dB louder or softer.")] = 5.0,
+    turn_taking: Annotated[
+        Path | None, typer.Option(help="RTTM file of real conversations, whose pauses, overlaps and turns are taken.")
+    ] = None,
+    noise: Annotated[Path | None, typer.Option(help="Folder of noise, added to half of the conversations.")] = None,
+    responses: Annotated[
+        Path | None, typer.Option(help="Folder of measured impulse responses, a folder for each room.")
+    ] = None,
+    microphones: Annotated[
+        Path | None, typer.Option(help="Folder of recordings whose long-term spectra a third of conversations get.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
     name: Annotated[str, typer.Option(help="Of the database.")] = "Simulated",
 ) -> None:
@@ -34,6 +46,9 @@ def simulate(
     interrupted.
 
     Example: pyannote-prune simulate voices corpus --train 10 --development 0.5
+
+    Meetings: pyannote-prune simulate voices meetings --train 10 --reverberation 1 --telephone 0 --far-field 0.8
+    --turn-taking meetings.rttm --noise noise
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -55,6 +70,12 @@ def simulate(
             overlap=overlap,
             reverberation=reverberation,
             telephone=telephone,
+            far_field=far_field,
+            level_spread=level_spread,
+            turn_taking=turn_taking,
+            noise=noise,
+            responses=responses,
+            microphones=microphones,
         )
         for subset in hours
     }

@@ -8,15 +8,18 @@ import numpy as np
 from scipy.signal import butter, oaconvolve, sosfilt, welch
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.simulation.surroundings import align_response
 
 # reflections beyond these are too weak to be worth the time
 _MAX_ORDER = 40
 _POSITIONS = 6
+# how far from the microphone everybody is in the far field, in metres
+_FAR = 1.5
 _SPECTRUM_SIZE = 512
 
 
 @lru_cache(maxsize=512)
-def room_responses(number: int, sample_rate: int) -> list[np.ndarray]:
+def room_responses(number: int, sample_rate: int, far: bool = False) -> list[np.ndarray]:
     """Impulse responses of a shoebox room, by the image method
 
     Parameters
@@ -25,6 +28,9 @@ def room_responses(number: int, sample_rate: int) -> list[np.ndarray]:
         Of the room: its size (3 to 9 by 3 to 7 by 2.4 to 3.5 m), reverberation time (0.15 to 0.6 s) and
         positions are drawn from it.
     sample_rate : int
+    far : bool, optional
+        Everybody is at least 1.5 m from the microphone, and the reverberation time is 0.3 to 0.9 s.
+        Defaults to False.
 
     Returns
     -------
@@ -44,24 +50,22 @@ def room_responses(number: int, sample_rate: int) -> list[np.ndarray]:
 
     rng = np.random.default_rng([number, 7])
     size = rng.uniform([3.0, 3.0, 2.4], [9.0, 7.0, 3.5])
+    shortest, longest = (0.3, 0.9) if far else (0.15, 0.6)
     try:
-        absorption, order = pyroomacoustics.inverse_sabine(rng.uniform(0.15, 0.6), size)
+        absorption, order = pyroomacoustics.inverse_sabine(rng.uniform(shortest, longest), size)
     except ValueError:  # even walls that absorb everything would take longer
         absorption, order = 0.9, 5
     material = pyroomacoustics.Material(absorption)
     room = pyroomacoustics.ShoeBox(size, fs=sample_rate, materials=material, max_order=min(order, _MAX_ORDER))
     margin = np.array([0.5, 0.5, 0.9])
-    for _ in range(_POSITIONS):
-        room.add_source(rng.uniform(margin, size - margin))
-    room.add_microphone(rng.uniform(margin, size - margin))
+    places = rng.uniform(margin, size - margin, size=(_POSITIONS + 1, 3))
+    while far and np.linalg.norm(places[1:] - places[0], axis=1).min() < _FAR:
+        places = rng.uniform(margin, size - margin, size=(_POSITIONS + 1, 3))
+    for place in places[1:]:
+        room.add_source(place)
+    room.add_microphone(places[0])
     room.compute_rir()
-
-    responses = []
-    for response in room.rir[0]:
-        direct = int(np.argmax(np.abs(response)))
-        response = response[max(0, direct - sample_rate // 1000) :]
-        responses.append((response / np.linalg.norm(response)).astype(np.float32))
-    return responses
+    return [align_response(response, sample_rate) for response in room.rir[0]]
 
 
 def telephone(samples: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from scipy.signal import fftconvolve, resample_poly
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.simulation.acoustics import equalize, noise, room_responses, telephone
+from pyannote_prune.simulation.surroundings import Recordings, align_response, recorded_noise
+from pyannote_prune.simulation.turns import TurnTaking
 from pyannote_prune.simulation.voices import Voices, speech_regions
 
 # speeds that are cheap to resample to, as ratios of small numbers
@@ -22,6 +24,13 @@ _SPEEDS = [Fraction(number, 20) for number in range(16, 26)]
 _DISTINCT_SPEEDS = [Fraction(number, 20) for number in (15, 17, 19, 21, 23, 26)]
 # how long a conversation has gone on before what is kept of it begins, in seconds
 _MAX_LEAD = 8.0
+# recordings that are joined to make a long turn, at most
+_MAX_PARTS = 8
+# of an utterance that is cut, in seconds
+_FADE = 0.02
+# shares: of conversations with recorded noise, of rooms whose responses are measured ones where there are any, and of
+# conversations with the spectrum of another microphone
+_NOISY, _MEASURED, _OTHER_MICROPHONE = 0.5, 0.5, 1 / 3
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,24 @@ class Simulator:
         Defaults to 0.5.
     snr : (float, float), optional
         Range of signal-to-noise ratios, in dB. Defaults to 5 and 35.
+    level_spread : float, optional
+        Speakers are up to that much louder or softer than others, in dB. Defaults to 5.
+    level : (float, float), optional
+        Range of gains of the whole conversation, in dB; at 0 dB speech has a root mean square of 0.05.
+        Defaults to -15 and 10.
+    far_field : float, optional
+        Share of rooms in which everybody is far from the microphone. Defaults to 0.
+    turn_taking : TurnTaking, Path or str, optional
+        What real conversations are like (or an RTTM file of some) in the lengths of turns, pauses, overlaps and
+        back-channels, instead of `overlap`, `mean_pause` and `mean_overlap`.
+    noise : Path or str, optional
+        Folder of recordings of noise, one of which is added to half of the conversations.
+    responses : Path or str, optional
+        Folder of measured impulse responses, which half of the rooms are made of. Those of a room belong into a
+        folder of their own.
+    microphones : Path or str, optional
+        Folder of recordings of any speech. A third of the conversations, noise included, get the long-term
+        spectrum of one of them.
 
     Raises
     ------
@@ -99,6 +126,13 @@ class Simulator:
         alike: float = 0.3,
         equalization: float = 0.5,
         snr: tuple[float, float] = (5.0, 35.0),
+        level_spread: float = 5.0,
+        level: tuple[float, float] = (-15.0, 10.0),
+        far_field: float = 0.0,
+        turn_taking: TurnTaking | Path | str | None = None,
+        noise: Path | str | None = None,
+        responses: Path | str | None = None,
+        microphones: Path | str | None = None,
     ) -> None:
         self.voices = voices if isinstance(voices, Voices) else Voices(voices, speakers)
         least, greatest = num_speakers
@@ -116,6 +150,7 @@ class Simulator:
             "speed": speed,
             "alike": alike,
             "equalization": equalization,
+            "far_field": far_field,
         }
         for name, value in probabilities.items():
             if not 0 <= value <= 1:
@@ -124,6 +159,11 @@ class Simulator:
             raise InputError(
                 f"reverberation and telephone exclude each other: {reverberation} + {telephone} is more than 1."
             )
+        if level_spread < 0:
+            raise InputError(f"level_spread must be a number of dB, at least 0, got {level_spread}.")
+        for name, (low, high) in {"snr": snr, "level": level}.items():
+            if low > high:
+                raise InputError(f"{name} must be the least and greatest number of dB, got {low} and {high}.")
         self.num_speakers = (least, greatest)
         self.overlap = overlap
         self.mean_pause = mean_pause
@@ -135,11 +175,27 @@ class Simulator:
         self.alike = alike
         self.equalization = equalization
         self.lowest_snr, self.highest_snr = snr
+        self.level_spread = level_spread
+        self.softest, self.loudest = level
+        self.far_field = far_field
+        if turn_taking is not None and not isinstance(turn_taking, TurnTaking):
+            turn_taking = TurnTaking.from_rttm(turn_taking)
+        self.turn_taking = turn_taking
+        folders = {"noise": noise, "responses": responses, "microphones": microphones}
+        self.recordings = {
+            name: Recordings(folder, self.sample_rate) for name, folder in folders.items() if folder is not None
+        }
 
     def settings(self) -> dict[str, Any]:
         """What conversations depend on, as plain numbers, strings and lists."""
-        settings = {name: value for name, value in vars(self).items() if name != "voices"}
-        return {**settings, "num_speakers": list(self.num_speakers), "speakers": self.voices.speakers}
+        settings = {name: value for name, value in vars(self).items() if name not in ("voices", "recordings")}
+        return {
+            **settings,
+            "num_speakers": list(self.num_speakers),
+            "speakers": self.voices.speakers,
+            "turn_taking": None if self.turn_taking is None else asdict(self.turn_taking),
+            **{name: str(recordings.directory) for name, recordings in self.recordings.items()},
+        }
 
     @property
     def sample_rate(self) -> int:
@@ -167,25 +223,41 @@ class Simulator:
         tracks = {name: np.zeros(num_samples, dtype=np.float32) for name in chosen}
         annotation = Annotation()
 
-        speaker = chosen[rng.integers(len(chosen))]
-        start = -rng.uniform(0, _MAX_LEAD)
         ends: dict[str, float] = {}
-        while start < duration:
-            utterance = self._utterance(*cast[speaker], rng)
-            end = ends[speaker] = start + len(utterance) / self.sample_rate
+
+        def say(speaker: str, start: float, length: float | None) -> float:
+            """Let a speaker say something, once she has said what she was saying, and tell when it ends."""
+            start = max(start, ends.get(speaker, start))
+            utterance = self._utterance(*cast[speaker], rng, length)
             _add(tracks[speaker], utterance, round(start * self.sample_rate))
             for first, last in speech_regions(utterance, self.sample_rate):
                 region = Segment(max(0.0, start + first), min(duration, start + last))
                 if region:
                     annotation[region, annotation.new_track(region)] = speaker
+            ends[speaker] = start + len(utterance) / self.sample_rate
+            return ends[speaker]
+
+        speaker = chosen[rng.integers(len(chosen))]
+        start = -rng.uniform(0, _MAX_LEAD)
+        while start < duration:
+            others = [name for name in chosen if name != speaker]
+            end = say(speaker, start, None if self.turn_taking is None else self.turn_taking.length(rng))
+            if self.turn_taking is not None:
+                for after, length in self.turn_taking.interjections(end - start, rng) if others else []:
+                    say(others[rng.integers(len(others))], start + after, length)
+                changes, pause = self.turn_taking.follow(rng)
+                if changes and others:
+                    speaker = others[rng.integers(len(others))]
+                else:
+                    pause = max(pause, 0.0)
+                start = max(end + pause, start + 0.1)
+                continue
             before, speaker = speaker, chosen[rng.integers(len(chosen))]
             if speaker != before and rng.random() < self.overlap:
                 # never so early as to start before the turn that it interrupts
                 start = max(end - rng.exponential(self.mean_overlap), start + 0.1)
             else:
                 start = end + rng.exponential(self.mean_pause)
-            # her last turn may outlast those of others that came after it
-            start = max(start, ends.get(speaker, start))
 
         waveform = self._render(tracks, rng)
         return Conversation(waveform, self.sample_rate, annotation.support(collar=0.0))
@@ -204,7 +276,21 @@ class Simulator:
             cast[str(voice)] = (str(voice), speed)
         return cast
 
-    def _utterance(self, speaker: str, speed: Fraction, rng: np.random.Generator) -> np.ndarray:
+    def _utterance(self, speaker: str, speed: Fraction, rng: np.random.Generator, length: float | None) -> np.ndarray:
+        """What a speaker says, of a given length or of that of a recording."""
+        samples = self._recording(speaker, speed, rng)
+        if length is None:
+            return samples
+        size = max(1, round(length * self.sample_rate))
+        parts = [samples]
+        for _ in range(_MAX_PARTS - 1):
+            if sum(map(len, parts)) >= size:
+                break
+            pause = np.zeros(round(rng.uniform(0.1, 0.5) * self.sample_rate), np.float32)
+            parts += [pause, self._recording(speaker, speed, rng)]
+        return _excerpt(np.concatenate(parts), size, self.sample_rate, rng)
+
+    def _recording(self, speaker: str, speed: Fraction, rng: np.random.Generator) -> np.ndarray:
         samples = self.voices.utterance(speaker, rng)
         if speed != 1:
             samples = resample_poly(samples, speed.denominator, speed.numerator).astype(np.float32)
@@ -221,23 +307,53 @@ class Simulator:
             tracks = {name: equalize(track, model, self.sample_rate) for name, track in tracks.items()}
         place = rng.random()
         num_samples = len(next(iter(tracks.values())))
-        responses: list[np.ndarray] = []
-        if place < self.reverberation:
-            available = room_responses(int(rng.integers(self.num_rooms)), self.sample_rate)
-            responses = [available[index] for index in rng.permutation(len(available))]
+        responses = self._responses(rng) if place < self.reverberation else []
         mixture = np.zeros(num_samples, dtype=np.float32)
         for index, track in enumerate(tracks.values()):
-            gain = np.float32(10 ** (rng.uniform(-5, 5) / 20))
+            gain = np.float32(10 ** (rng.uniform(-self.level_spread, self.level_spread) / 20))
             if responses:
                 track = fftconvolve(track, responses[index % len(responses)])[:num_samples]
             elif place > 1 - self.telephone:
                 # each at their own end of the line
                 track = telephone(track, self.sample_rate)
             mixture += gain * track
-        snr = rng.uniform(self.lowest_snr, self.highest_snr)
-        mixture += np.float32(0.05 * 10 ** (-snr / 20)) * noise(num_samples, self.sample_rate, rng)
-        mixture *= np.float32(10 ** (rng.uniform(-15, 10) / 20))
+        kinds = [noise(num_samples, self.sample_rate, rng)]
+        if "noise" in self.recordings and rng.random() < _NOISY:
+            kinds.append(recorded_noise(self.recordings["noise"], num_samples, rng))
+        for kind in kinds:
+            snr = rng.uniform(self.lowest_snr, self.highest_snr)
+            mixture += np.float32(0.05 * 10 ** (-snr / 20)) * kind
+        if "microphones" in self.recordings and rng.random() < _OTHER_MICROPHONE:
+            power = np.mean(np.square(mixture))
+            mixture = equalize(mixture, self.recordings["microphones"].draw(rng), self.sample_rate)
+            mixture *= np.float32(np.sqrt(power / max(float(np.mean(np.square(mixture))), 1e-12)))
+        mixture *= np.float32(10 ** (rng.uniform(self.softest, self.loudest) / 20))
         return mixture / max(1.0, float(np.abs(mixture).max()) / 0.99)
+
+    def _responses(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Impulse responses from different places of a room, in random order."""
+        if "responses" in self.recordings and rng.random() < _MEASURED:
+            measured = self.recordings["responses"]
+            room = measured.files[rng.integers(len(measured.files))].parent
+            available = [
+                align_response(measured.read(path), self.sample_rate) for path in measured.files if path.parent == room
+            ]
+        else:
+            far = bool(rng.random() < self.far_field)
+            available = room_responses(int(rng.integers(self.num_rooms)), self.sample_rate, far)
+        return [available[index] for index in rng.permutation(len(available))]
+
+
+def _excerpt(samples: np.ndarray, size: int, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    """(num_samples,) -> at most (size,), anywhere in it, that begins and ends softly"""
+    if len(samples) <= size:
+        return samples
+    first = int(rng.integers(len(samples) - size + 1))
+    excerpt = samples[first : first + size].copy()
+    fade = np.linspace(0, 1, min(round(_FADE * sample_rate), size // 2), dtype=np.float32)
+    excerpt[: len(fade)] *= fade
+    excerpt[size - len(fade) :] *= fade[::-1]
+    return excerpt
 
 
 def _add(track: np.ndarray, samples: np.ndarray, start: int) -> None:

@@ -1,21 +1,27 @@
-"""pyannote's speaker diarization task, in half precision too, on part of the data or on simulated data."""
+"""pyannote's speaker diarization task, in half precision too, on part of the data, simulated data or soft labels."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pyannote.audio import Model
 from pyannote.audio.tasks import SpeakerDiarization as UpstreamSpeakerDiarization
-from pyannote.core import Annotation, SlidingWindowFeature
+from pyannote.core import Annotation, Segment, SlidingWindowFeature
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.models.audio import Audio
+from pyannote_prune.models.audio import Audio, find_recordings
 from pyannote_prune.simulation import Simulator
+from pyannote_prune.tasks.soft_labels import SoftLabels, align, load_teacher, soft_cross_entropy
 from pyannote_prune.upstream import Powerset, Subsets, create_rng_for_worker
+
+# key of the metadata of a training chunk: whether its speakers are known
+_LABELLED = "labelled"
 
 
 def _has_files(protocol: Any, subset: str) -> bool | None:
@@ -42,7 +48,10 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
     """Speaker diarization task
 
     Same as `pyannote.audio.tasks.SpeakerDiarization`, except that it works in mixed precision (bf16 and
-    fp16), can be given a share of the training data, and simulated conversations, made as they are needed.
+    fp16), can be given a share of the training data, and simulated conversations, made as they are needed. It can
+    also learn from another segmentation model: each frame's target is then a mixture of what is annotated and of the
+    posteriors of that model, whose speakers are put in the order of the annotated ones. On recordings without
+    annotations the posteriors are all there is.
 
     Parameters
     ----------
@@ -57,6 +66,15 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         Probability that a training chunk is simulated, in [0, 1]. Defaults to 0.5.
     chunks_per_epoch : int, optional
         Number of training chunks of an epoch. Defaults to as many as the annotated recordings hold.
+    teacher_labels : str, Path or Model, optional
+        Segmentation model of pyannote to learn from, powerset or multi-label: a checkpoint, a pipeline directory, or
+        the id of a repository on the hub. Defaults to none.
+    teacher_weight : float, optional
+        Its share of the targets of annotated and simulated chunks, in [0, 1]. Defaults to 0.3.
+    unlabelled : str or Path, optional
+        Folder of recordings without annotations. Needs `teacher_labels`.
+    unlabelled_fraction : float, optional
+        Probability that a training chunk is one of these, in [0, 1]. Defaults to 0.1.
     **kwargs
         As upstream: `duration`, `max_speakers_per_chunk`, `max_speakers_per_frame`, `batch_size`,
         `num_workers`, `augmentation`, `cache`...
@@ -64,7 +82,8 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
     Raises
     ------
     InputError
-        When an argument is out of range, when voices are missing, or when the protocol has no training file.
+        When a fraction is out of range, when voices, a teacher or unlabelled recordings are missing, or when the
+        protocol has no training file.
     """
 
     def __init__(
@@ -74,12 +93,22 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         simulation: Simulator | Mapping[str, Any] | None = None,
         simulated_fraction: float = 0.5,
         chunks_per_epoch: int | None = None,
+        teacher_labels: str | Path | Model | None = None,
+        teacher_weight: float = 0.3,
+        unlabelled: str | Path | None = None,
+        unlabelled_fraction: float = 0.1,
         **kwargs: Any,
     ) -> None:
         if not 0 < data_fraction <= 1:
             raise InputError(f"data_fraction must be in (0, 1], got {data_fraction}.")
-        if not 0 <= simulated_fraction <= 1:
-            raise InputError(f"simulated_fraction must be in [0, 1], got {simulated_fraction}.")
+        shares = {"simulated_fraction": simulated_fraction, "unlabelled_fraction": unlabelled_fraction}
+        for name, value in {**shares, "teacher_weight": teacher_weight}.items():
+            if not 0 <= value <= 1:
+                raise InputError(f"{name} must be in [0, 1], got {value}.")
+        if unlabelled is not None and teacher_labels is None:
+            raise InputError("Recordings without annotations teach nothing alone: give teacher_labels, too.")
+        if teacher_labels is not None and type(self).training_step is not SpeakerDiarization.training_step:
+            raise InputError(f"{type(self).__name__} learns from hidden states: it takes no teacher_labels.")
         for name in ("duration", "batch_size", "max_speakers_per_chunk", "max_speakers_per_frame"):
             value = kwargs.get(name)
             if value is not None and not value > 0:
@@ -97,6 +126,10 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         self.simulator = simulation
         self.simulated_fraction = simulated_fraction
         self.chunks_per_epoch = chunks_per_epoch
+        self.label_teacher = None if teacher_labels is None else load_teacher(teacher_labels)
+        self.teacher_weight = teacher_weight
+        self.unlabelled = [] if unlabelled is None else find_recordings(Path(unlabelled))
+        self.unlabelled_fraction = unlabelled_fraction if self.unlabelled else 0.0
         try:
             super().__init__(protocol, **kwargs)
         except ValueError as error:
@@ -158,25 +191,45 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         return self.chunks_per_epoch or super().train__len__()
 
     def train__iter__(self) -> Iterator[dict[str, Any]]:
-        """Training chunks, of the protocol's files and simulated ones"""
-        chunks = super().train__iter__()
-        if self.simulator is None:
-            yield from chunks
-            return
+        """Training chunks, of the protocol's files, of recordings without annotations, and simulated ones"""
+        annotated = super().train__iter__()
         rng = np.random.default_rng(create_rng_for_worker(self.model).getrandbits(64))
-        training = np.where(self.prepared_data["audio-metadata"]["subset"] == Subsets.index("train"))[0]
+        without = self._unlabelled_chunks(rng)
+        simulated_fraction = 0.0 if self.simulator is None else self.simulated_fraction
         while True:
-            if rng.random() >= self.simulated_fraction:
-                yield next(chunks)
-                continue
-            conversation = self.simulator.conversation(self.duration, rng)
-            metadata = self.prepared_data["audio-metadata"][training[0]]
-            yield {
-                "X": torch.from_numpy(conversation.waveform).unsqueeze(0),
-                "y": self._targets(conversation.annotation),
-                # batches are made of equal keys; nothing reads those of training chunks
-                "meta": {**{key: metadata[key] for key in metadata.dtype.names}, "file": training[0]},
-            }
+            if self.unlabelled_fraction and rng.random() < self.unlabelled_fraction:
+                yield next(without)
+            elif simulated_fraction and rng.random() < simulated_fraction:
+                assert self.simulator is not None
+                conversation = self.simulator.conversation(self.duration, rng)
+                waveform = torch.from_numpy(conversation.waveform).unsqueeze(0)
+                yield self._chunk(waveform, conversation.annotation)
+            else:
+                chunk = next(annotated)
+                chunk["meta"][_LABELLED] = True
+                yield chunk
+
+    def _chunk(self, waveform: Tensor, annotation: Annotation | None) -> dict[str, Any]:
+        """(1, samples) waveform and what is annotated, None where nothing is known -> a training chunk"""
+        training = np.where(self.prepared_data["audio-metadata"]["subset"] == Subsets.index("train"))[0]
+        metadata = self.prepared_data["audio-metadata"][training[0]]
+        # batches are made of equal keys; nothing reads those of files here
+        meta = {key: metadata[key] for key in metadata.dtype.names}
+        return {
+            "X": waveform,
+            "y": self._targets(Annotation() if annotation is None else annotation),
+            "meta": {**meta, "file": training[0], _LABELLED: annotation is not None},
+        }
+
+    def _unlabelled_chunks(self, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+        """Chunks of recordings without annotations: the longer a recording, the more."""
+        durations = np.array([self.model.audio.get_duration(path) for path in self.unlabelled])
+        while True:
+            index = rng.choice(len(durations), p=durations / durations.sum())
+            start = rng.uniform(0, max(0.0, durations[index] - self.duration))
+            chunk = Segment(start, start + self.duration)
+            waveform, _ = self.model.audio.crop(self.unlabelled[index], chunk, mode="pad")
+            yield self._chunk(waveform, None)
 
     def _targets(self, annotation: Annotation) -> SlidingWindowFeature:
         """Targets of a whole chunk, at the resolution of the model."""
@@ -192,14 +245,36 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         return SlidingWindowFeature(targets, frames, labels=labels)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor] | None:
-        """pyannote's, whose loss the progress bar shows too"""
-        step = super().training_step(batch, batch_idx)
+        """pyannote's, or a cross-entropy with soft labels, whose loss the progress bar shows too"""
+        if self.label_teacher is None:
+            step = super().training_step(batch, batch_idx)
+        else:
+            step = {"loss": self._soft_loss(batch)}
+            self.model.log("loss/train", step["loss"], on_step=False, on_epoch=True, prog_bar=False, logger=True)
         if step is not None:
             self.model.log("loss", step["loss"], on_step=True, on_epoch=False, prog_bar=True, logger=False)
         return step
 
+    def _soft_loss(self, batch: dict[str, Any]) -> Tensor:
+        waveforms, powerset = batch["X"], self.model.powerset
+        size = (powerset.num_classes, powerset.max_set_size)
+        scores = self.model(waveforms)
+        hard = powerset.to_powerset(batch["y"].float()).float()
+        frames = self.model.receptive_field
+        middles = frames.start + 0.5 * frames.duration + frames.step * torch.arange(scores.shape[1])
+        soft = align(self.soft_labels(waveforms, middles), hard, *size)
+        weight = torch.where(batch["meta"][_LABELLED], self.teacher_weight, 1.0).to(soft)[:, None, None]
+        return soft_cross_entropy(scores.float(), (1 - weight) * hard + weight * soft, *size).mean()
+
     def setup_loss_func(self) -> None:
-        """Give the model its powerset conversion"""
+        """Give the model its powerset conversion, and the task its soft labels"""
         self.model.powerset = _FullPrecisionPowerset(
             len(self.specifications.classes), self.specifications.powerset_max_classes
         )
+        if self.label_teacher is not None:
+            self.soft_labels = SoftLabels(
+                self.label_teacher, len(self.specifications.classes), self.specifications.powerset_max_classes
+            )
+            rates = self.label_teacher.hparams.sample_rate, self.model.hparams.sample_rate
+            if rates[0] != rates[1]:
+                raise InputError(f"The model of teacher_labels wants {rates[0]} Hz, the one to train {rates[1]} Hz.")

@@ -1,0 +1,109 @@
+"""Recordings of what is not speech: noise, impulse responses of rooms, and the sound of microphones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.models.audio import find_recordings
+
+# decoded noise is kept, up to that many bytes
+_CACHE_SIZE = 2**28
+# what comes before the direct path of a response, in seconds, and how much weaker than its peak that path may be
+_LEAD = 0.001
+_DIRECT = 0.3
+
+
+class Recordings:
+    """A folder of recordings, read as they are needed
+
+    Parameters
+    ----------
+    directory : Path or str
+        Recordings at any depth below it.
+    sample_rate : int, optional
+        Defaults to 16000 (Hz).
+
+    Raises
+    ------
+    InputError
+        When there is no such directory, or no recording in it.
+    """
+
+    def __init__(self, directory: Path | str, sample_rate: int = 16000) -> None:
+        self.directory = Path(directory)
+        if not self.directory.is_dir():
+            raise InputError(f"No such folder of recordings: {directory}.")
+        self.sample_rate = sample_rate
+        self.files = find_recordings(self.directory)
+        self._cache: dict[Path, np.ndarray] = {}
+        self._cached = 0
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """One recording at random: (num_samples,) float32 array."""
+        return self.read(self.files[rng.integers(len(self.files))])
+
+    def read(self, path: Path) -> np.ndarray:
+        """Samples of a recording, mono: (num_samples,) float32 array."""
+        if path in self._cache:
+            return self._cache[path]
+        try:
+            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise InputError(f"{path} could not be read as audio: {error}") from error
+        mono = samples.mean(axis=1)
+        if rate != self.sample_rate:
+            mono = resample_poly(mono, self.sample_rate, rate).astype(np.float32)
+        if self._cached + mono.nbytes <= _CACHE_SIZE:
+            self._cache[path] = mono
+            self._cached += mono.nbytes
+        return mono
+
+
+def recorded_noise(recordings: Recordings, num_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Part of a recording of noise, repeated where it is shorter
+
+    Parameters
+    ----------
+    recordings : Recordings
+    num_samples : int
+    rng : np.random.Generator
+
+    Returns
+    -------
+    noise : (num_samples,) float32 array
+        Of unit power, or silent where the recording is.
+    """
+    samples = recordings.draw(rng)
+    if not samples.size:
+        return np.zeros(num_samples, np.float32)
+    first = int(rng.integers(len(samples)))
+    noise = np.resize(np.roll(samples, -first), num_samples).astype(np.float32)
+    power = float(np.sqrt(np.mean(np.square(noise))))
+    return noise / np.float32(power) if power > 1e-6 else np.zeros(num_samples, np.float32)
+
+
+def align_response(response: np.ndarray, sample_rate: int) -> np.ndarray:
+    """An impulse response that begins with the direct path, such that annotations stay aligned
+
+    Parameters
+    ----------
+    response : (num_samples,) array
+    sample_rate : int
+
+    Returns
+    -------
+    aligned : (fewer samples,) float32 array
+        Of unit energy.
+    """
+    magnitude = np.abs(response)
+    # far from the microphone, a bundle of reflections may be stronger than the direct path
+    lead = round(_LEAD * sample_rate)
+    first = int(np.argmax(magnitude >= _DIRECT * magnitude.max()))
+    direct = first + int(np.argmax(magnitude[first : first + lead]))
+    response = response[max(0, direct - lead) :]
+    return (response / max(float(np.linalg.norm(response)), 1e-12)).astype(np.float32)
