@@ -244,7 +244,9 @@ class Simulator:
             end = say(speaker, start, None if self.turn_taking is None else self.turn_taking.length(rng))
             if self.turn_taking is not None:
                 for after, length in self.turn_taking.interjections(end - start, rng) if others else []:
-                    say(others[rng.integers(len(others))], start + after, length)
+                    other = others[rng.integers(len(others))]
+                    if ends.get(other, start) <= start + after:  # not while she speaks herself
+                        say(other, start + after, length)
                 changes, pause = self.turn_taking.follow(rng)
                 if changes and others:
                     speaker = others[rng.integers(len(others))]

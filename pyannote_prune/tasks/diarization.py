@@ -110,9 +110,9 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         if teacher_labels is not None and type(self).training_step is not SpeakerDiarization.training_step:
             raise InputError(f"{type(self).__name__} learns from hidden states: it takes no teacher_labels.")
         for name in ("duration", "batch_size", "max_speakers_per_chunk", "max_speakers_per_frame"):
-            value = kwargs.get(name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} must be positive, got {value}.")
+            given = kwargs.get(name)
+            if given is not None and not given > 0:
+                raise InputError(f"{name} must be positive, got {given}.")
         most, at_once = (kwargs.get(f"max_speakers_per_{part}") for part in ("chunk", "frame"))
         if most is not None and at_once is not None and at_once > most:
             raise InputError(f"max_speakers_per_frame must be max_speakers_per_chunk ({most}) at most, got {at_once}.")
