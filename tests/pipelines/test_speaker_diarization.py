@@ -85,7 +85,8 @@ def test_same_annotation_as_upstream(clustering, options, untrained, plda, short
     assert len(theirs.speaker_diarization) > 0
     assert ours.speaker_diarization == theirs.speaker_diarization
     assert ours.exclusive_speaker_diarization == theirs.exclusive_speaker_diarization
-    np.testing.assert_array_equal(ours.speaker_embeddings, theirs.speaker_embeddings)
+    # sums of matrix products depend on where in memory their factors are
+    np.testing.assert_allclose(ours.speaker_embeddings, theirs.speaker_embeddings, atol=1e-5)
 
 
 def test_vbx_in_a_directory(untrained, plda, short, tmp_path):
@@ -183,7 +184,7 @@ def test_pipelines_can_be_pickled(clustering, untrained, plda, short):
     assert len(wanted.speaker_diarization) > 0
     output = pickle.loads(pickle.dumps(pipeline))(short)
     assert output.speaker_diarization == wanted.speaker_diarization
-    np.testing.assert_array_equal(output.speaker_embeddings, wanted.speaker_embeddings)
+    np.testing.assert_allclose(output.speaker_embeddings, wanted.speaker_embeddings, atol=1e-5)
 
 
 def test_spawned_process(untrained, short):
