@@ -23,6 +23,7 @@ from pyannote.audio.utils.powerset import Powerset
 from pyannote.audio.utils.random import create_rng_for_worker
 from pyannote.audio.utils.receptive_field import multi_conv_num_frames, multi_conv_receptive_field_size
 from pyannote.audio.utils.reproducibility import fix_reproducibility
+from pyannote.audio.utils.vbx import cluster_vbx
 from torch import Tensor
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Subsets",
     "attach",
     "audio_reader",
+    "cluster_vbx",
     "create_rng_for_worker",
     "download_from_hf_hub",
     "embedding_network",

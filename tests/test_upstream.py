@@ -136,6 +136,13 @@ def test_no_plda():
     assert isinstance(pickle.loads(pickle.dumps(nothing)), PLDA)
 
 
+def test_cluster_vbx():
+    features = np.random.default_rng(0).normal(size=(6, 3))
+    initial = np.array([0, 0, 0, 1, 1, 1])
+    responsibilities, priors = upstream.cluster_vbx(initial, features, np.ones(3), Fa=0.07, Fb=0.8, maxIters=20)
+    assert (responsibilities.shape, priors.shape) == ((6, 2), (2,)), broken("cluster_vbx")
+
+
 def test_embedding_cache(pipeline, short):
     samples, rate = soundfile.read(short, dtype="float32")
     file = {"waveform": torch.from_numpy(samples)[None], "sample_rate": rate, "uri": "short"}

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
@@ -29,8 +30,8 @@ from pyannote_prune.wavlm.configuration import FORMAT_VERSION, check_format
 # of the two spellings of a checkpoint; the second has its description beside it
 PICKLED, SAFE, DESCRIPTION = "pytorch_model.bin", "model.safetensors", "config.json"
 _STAMP = "pyannote-prune"
-# what checkpoints hold besides tensors and containers, and may
-_PLAIN = [Problem, Resolution, Specifications, TorchVersion]
+# what checkpoints hold besides tensors and containers, and may; for good, since undoing it would fail other threads
+torch.serialization.add_safe_globals([Problem, Resolution, Specifications, TorchVersion])
 
 
 def checkpoint_in(folder: Path) -> Path:
@@ -48,8 +49,7 @@ def read_checkpoint(path: Path) -> Any:
         When there is no such file, when it is damaged, when it holds objects of other kinds, or when a newer
         version of this package wrote it.
     """
-    with torch.serialization.safe_globals(_PLAIN):
-        content = read_tensors(path)
+    content = read_tensors(path)
     if path.name == SAFE:
         content = _describe_tensors(content, path.with_name(DESCRIPTION))
     if isinstance(content, Mapping) and isinstance(content.get(_STAMP), Mapping):
@@ -156,19 +156,46 @@ def _describe_tensors(tensors: Mapping[str, Any], path: Path) -> Mapping[str, An
         raise InputError(f"{path} does not describe the weights beside it ({describe(error)}).") from None
 
 
+class _TensorsOnly:
+    """State of `tensors_only`, which several threads may be inside of."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.count = 0
+        self.before: str | None = None
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.count == 0:
+                self.before = os.environ.get(FORCE_TENSORS_ONLY)
+                os.environ[FORCE_TENSORS_ONLY] = "1"
+            self.count += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.count -= 1
+            if self.count > 0:
+                return
+            if self.before is None:
+                del os.environ[FORCE_TENSORS_ONLY]
+            else:
+                os.environ[FORCE_TENSORS_ONLY] = self.before
+
+
+_TENSORS_ONLY = _TensorsOnly()
+
+
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Whatever reads a checkpoint by PyTorch in here, upstream included, does not run anything in it."""
-    before = os.environ.get(FORCE_TENSORS_ONLY)
-    os.environ[FORCE_TENSORS_ONLY] = "1"
+    """Whatever reads a checkpoint by PyTorch in here, upstream included, does not run anything in it
+
+    Other threads' reads are as safe for as long: the switch is one of the process.
+    """
+    _TENSORS_ONLY.enter()
     try:
-        with torch.serialization.safe_globals(_PLAIN):
-            yield
+        yield
     finally:
-        if before is None:
-            del os.environ[FORCE_TENSORS_ONLY]
-        else:
-            os.environ[FORCE_TENSORS_ONLY] = before
+        _TENSORS_ONLY.leave()
 
 
 def is_checkpoint(content: object) -> bool:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.pruning import Gates, attach_gates, cut
 from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 
 # applied in this order: torchaudio's and DiariZen's layout, then older weight normalisation
@@ -107,7 +108,8 @@ def build_backbone(config: PrunedWavLMConfig, state: Mapping[str, Tensor], sourc
     config : PrunedWavLMConfig
     state : dict
         As returned by `canonical_state_dict`. Channel scales default to 1. Without table of position
-        biases (DiariZen drops it with the attention of layer 0) there is no position bias.
+        biases (DiariZen drops it with the attention of layer 0) there is no position bias. Where there are gates,
+        pruning was under way: what they close is cut.
     source : object
         What to name in error messages.
 
@@ -121,8 +123,11 @@ def build_backbone(config: PrunedWavLMConfig, state: Mapping[str, Tensor], sourc
     state.setdefault("feature_extractor.channel_scale", torch.ones(config.conv_dim[-1]))
     if config.has_position_bias and not config.remaining_heads[0]:
         state.setdefault("encoder.rel_attn_embed.weight", torch.zeros(config.num_buckets, config.num_attention_heads))
+    kinds = {key.split(".")[1] for key in state if key.startswith("gates.")}
+    if kinds:
+        attach_gates(model, Gates(config, kinds))
     load_checked(model, state, source)
-    return model.eval()
+    return cut(model).eval() if kinds else model.eval()
 
 
 def load_checked(module: torch.nn.Module, state: Mapping[str, Tensor], source: object) -> None:

@@ -42,7 +42,9 @@ class TorchaudioSegmentation:
 
 def is_torchaudio(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a pyannote checkpoint is one of those."""
-    return checkpoint["pyannote.audio"]["architecture"]["class"] in _HEADS
+    about = checkpoint["pyannote.audio"]
+    architecture = about.get("architecture") if isinstance(about, Mapping) else None
+    return isinstance(architecture, Mapping) and architecture.get("class") in _HEADS
 
 
 def read_segmentation(checkpoint: Mapping[str, Any], source: object) -> TorchaudioSegmentation:

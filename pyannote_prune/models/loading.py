@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from pyannote_prune.checkpoints import diarizen, lightning, torchaudio
 from pyannote_prune.checkpoints.sources import check_hub_id, locate, segmentation_checkpoint
 from pyannote_prune.checkpoints.state_dict import load_checked
+from pyannote_prune.checkpoints.trusted import find_class
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.models.segmentation import FbankSegmentation, WavLMSegmentation
 from pyannote_prune.pruning import Gates, attach_gates, cut
@@ -150,10 +150,7 @@ def _build(content: Mapping[str, Any], source: object) -> Model:
     """The model in a checkpoint, made by its class, which is looked up by name."""
     name = _class_name(content, source)
     module = str(content["pyannote.audio"]["architecture"].get("module"))
-    try:
-        cls = getattr(import_module(module), name, None)
-    except ImportError as error:
-        raise InputError(f"{source} holds a {name} of {module}, which is not here ({describe(error)}).") from None
+    cls = find_class(module, name, source)
     if not (isinstance(cls, type) and issubclass(cls, Model)):
         raise InputError(f"{source} holds a {name} of {module}, which is no model of pyannote.audio.")
     known = inspect.signature(cls).parameters

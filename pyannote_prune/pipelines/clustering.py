@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from types import FunctionType
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.cluster.hierarchy
+from pyannote.audio.core.plda import PLDA
+from pyannote.audio.pipelines.clustering import AgglomerativeClustering as UpstreamAgglomerativeClustering
 from pyannote.audio.pipelines.clustering import BaseClustering
+from pyannote.audio.pipelines.clustering import VBxClustering as UpstreamVBxClustering
 from pyannote.core import Segment, SlidingWindowFeature
+from scipy.cluster.hierarchy import fcluster
+from scipy.spatial.distance import cdist
+from sklearn.cluster import KMeans
+
+from pyannote_prune.upstream import cluster_vbx
 
 try:
     import fastcluster
@@ -17,6 +28,8 @@ except ImportError:  # it is not there for every version of Python
 
 # SciPy is faster, but needs all distances at once: 100 MB for that many embeddings, four times as much for twice
 _MANY = 5000
+# of VBx, as published: iterations at most, and the prior that a speaker is kept above
+VBX_ITERATIONS, VBX_LEAST_PRIOR = 20, 1e-7
 
 
 def linkage(embeddings: np.ndarray, method: str, metric: str) -> np.ndarray:
@@ -38,21 +51,217 @@ def linkage(embeddings: np.ndarray, method: str, metric: str) -> np.ndarray:
     return scipy.cluster.hierarchy.linkage(embeddings, method=method, metric=metric)
 
 
-def save_memory(clustering: BaseClustering) -> None:
-    """Make one of upstream's clusterings use the `linkage` of this file: its own code, with another global."""
-    cls = type(clustering)
-    methods = {
-        name: FunctionType(
-            method.__code__,
-            {**method.__globals__, "linkage": linkage},
-            name,
-            method.__defaults__,
-            method.__closure__,
+def cut_dendrogram(dendrogram: np.ndarray, height: float) -> np.ndarray:
+    """Clusters of the merges below a height
+
+    Parameters
+    ----------
+    dendrogram : (num_embeddings - 1, 4) array
+    height : float
+
+    Returns
+    -------
+    clusters : (num_embeddings,) array
+        Numbered from 0.
+    """
+    return fcluster(dendrogram, height, criterion="distance") - 1
+
+
+def _num_large(clusters: np.ndarray, min_size: int) -> int:
+    return int((np.bincount(clusters) >= min_size).sum())
+
+
+def cut_into(dendrogram: np.ndarray, num_clusters: int, threshold: float, min_size: int) -> np.ndarray:
+    """Clusters of the cut nearest to a threshold that leaves the wanted number of large ones, or the nearest number
+
+    Parameters
+    ----------
+    dendrogram : (num_embeddings - 1, 4) array
+    num_clusters : int
+        Wanted number of large clusters.
+    threshold : float
+        Height that the cut should be near.
+    min_size : int
+        Number of embeddings of a large cluster.
+
+    Returns
+    -------
+    clusters : (num_embeddings,) array
+    """
+    # cut by the number of merges: their heights may repeat, or decrease
+    merges = dendrogram.copy()
+    merges[:, 2] = np.arange(len(merges))
+    order = np.argsort(np.abs(dendrogram[:, 2] - threshold))
+    # everything in one cluster
+    best, error = len(merges), abs(1 - num_clusters)
+    # a merge that makes no large cluster does not change their number
+    for merge in order[dendrogram[order, 3] >= min_size]:
+        candidate = abs(_num_large(cut_dendrogram(merges, merge), min_size) - num_clusters)
+        if candidate < error or candidate == 0:
+            best, error = merge, candidate
+        if candidate == 0:
+            break
+    return cut_dendrogram(merges, best)
+
+
+class AgglomerativeClustering(UpstreamAgglomerativeClustering):
+    """Agglomerative clustering: upstream's, with a `linkage` that saves memory"""
+
+    def cluster(
+        self,
+        embeddings: np.ndarray,
+        min_clusters: int,
+        max_clusters: int,
+        num_clusters: int | None = None,
+    ) -> np.ndarray:
+        """Cluster embeddings, then give those of small clusters to the nearest large ones
+
+        Parameters
+        ----------
+        embeddings : (num_embeddings, dimension) array
+        min_clusters, max_clusters : int
+            Bounds on the number of clusters.
+        num_clusters : int, optional
+            Number of clusters, when known.
+
+        Returns
+        -------
+        clusters : (num_embeddings,) array
+        """
+        if len(embeddings) == 1:
+            return np.zeros(1, dtype=np.intp)
+        metric = self.metric
+        if metric == "cosine" and self.method in ("centroid", "median", "ward"):
+            # defined for Euclidean distances only, which order unit vectors as cosines do
+            embeddings, metric = _normalize(embeddings), "euclidean"
+        dendrogram = linkage(embeddings, method=self.method, metric=metric)
+        min_size = min(self.min_cluster_size, max(1, round(0.1 * len(embeddings))))
+        clusters = cut_dendrogram(dendrogram, self.threshold)
+        found = _num_large(clusters, min_size)
+        if not min_clusters <= found <= max_clusters:
+            num_clusters = min_clusters if found < min_clusters else max_clusters
+        if num_clusters is not None and found != num_clusters:
+            clusters = cut_into(dendrogram, num_clusters, self.threshold, min_size)
+            found = _num_large(clusters, min_size)
+            if found != num_clusters:
+                warnings.warn(
+                    f"{found} clusters were found, not {num_clusters}: a min_cluster_size below {min_size} may help.",
+                    stacklevel=2,
+                )
+        if found == 0:
+            return np.zeros_like(clusters)
+        is_large = np.bincount(clusters) >= min_size
+        centroids = np.stack([embeddings[clusters == cluster].mean(axis=0) for cluster in range(len(is_large))])
+        # large clusters keep their order, small ones take the number of the nearest
+        number = np.cumsum(is_large) - 1
+        if not is_large.all():
+            distances = cdist(centroids[~is_large], centroids[is_large], metric=self.metric)
+            number[~is_large] = distances.argmin(axis=1)
+        return number[clusters]
+
+
+class PortablePLDA(PLDA):
+    """PLDA of VBx clustering: upstream's, which can be pickled
+
+    Parameters
+    ----------
+    transform_npz, plda_npz : str, Path or bytes
+        Paths of files, or their contents.
+    lda_dimension : int, optional
+    """
+
+    def __init__(self, transform_npz: str | Path | bytes, plda_npz: str | Path | bytes, lda_dimension: int = 128):
+        files = (transform_npz, plda_npz)
+        self.contents = tuple(file if isinstance(file, bytes) else Path(file).read_bytes() for file in files)
+        super().__init__(*map(BytesIO, self.contents), lda_dimension)
+
+    def __reduce__(self) -> tuple[type[PortablePLDA], tuple[bytes, bytes, int]]:
+        return type(self), (*self.contents, self.lda_dimension)
+
+
+class VBxClustering(UpstreamVBxClustering):
+    """VBx clustering: upstream's, with a `linkage` that saves memory"""
+
+    def __call__(
+        self,
+        embeddings: np.ndarray,
+        segmentations: SlidingWindowFeature,
+        num_clusters: int | None = None,
+        min_clusters: int = 1,
+        max_clusters: float = np.inf,
+        **kwargs: Any,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cluster the speakers of all chunks
+
+        Parameters
+        ----------
+        embeddings : (num_chunks, num_speakers, dimension) array
+        segmentations : (num_chunks, num_frames, num_speakers) SlidingWindowFeature
+            Binary.
+        num_clusters : int, optional
+            Number of clusters, when known.
+        min_clusters, max_clusters : int, optional
+            Bounds on the number of clusters.
+
+        Returns
+        -------
+        hard_clusters : (num_chunks, num_speakers) array
+        soft_clusters : (num_chunks, num_speakers, num_clusters) array
+            The higher, the likelier.
+        centroids : (num_clusters, dimension) array
+        """
+        some, _, _ = self.filter_embeddings(embeddings, segmentations=segmentations)
+        num_chunks, num_speakers, _ = embeddings.shape
+        if len(some) < 2:
+            hard = np.zeros((num_chunks, num_speakers), dtype=np.int8)
+            return hard, np.ones((num_chunks, num_speakers, 1)), some.mean(axis=0, keepdims=True)
+
+        normalized = _normalize(some)
+        dendrogram = linkage(normalized, method="centroid", metric="euclidean")
+        initial = cut_dendrogram(dendrogram, self.threshold)
+        responsibilities, priors = cluster_vbx(
+            initial, self.plda(some), self.plda.phi, Fa=self.Fa, Fb=self.Fb, maxIters=VBX_ITERATIONS
         )
-        for name, method in vars(cls).items()
-        if isinstance(method, FunctionType) and "linkage" in method.__code__.co_names
-    }
-    object.__setattr__(clustering, "__class__", type(cls.__name__, (cls,), methods))
+        kept = responsibilities[:, priors > VBX_LEAST_PRIOR]
+        centroids = kept.T @ some / kept.sum(axis=0)[:, np.newaxis]
+
+        constrained = self.constrained_assignment
+        if not min_clusters <= len(centroids) <= max_clusters:
+            num_clusters = int(min_clusters if len(centroids) < min_clusters else max_clusters)
+        if num_clusters and num_clusters != len(centroids):
+            # as many as wanted, rather than one for each speaker of a chunk
+            constrained = False
+            labels = KMeans(num_clusters, n_init=3, random_state=42, copy_x=False).fit_predict(normalized)
+            centroids = np.stack([some[labels == cluster].mean(axis=0) for cluster in range(num_clusters)])
+
+        distances = cdist(embeddings.reshape(num_chunks * num_speakers, -1), centroids, metric=self.metric)
+        soft = 2 - distances.reshape(num_chunks, num_speakers, -1)
+        if not constrained:
+            return soft.argmax(axis=2), soft, centroids
+        # those who do not speak choose last
+        soft[segmentations.data.sum(axis=1) == 0] = soft.min() - 1
+        return self.constrained_argmax(soft), soft, centroids
+
+
+def _normalize(embeddings: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
+
+
+def save_memory(clustering: BaseClustering) -> BaseClustering:
+    """Same clustering, not instantiated, by a class of this module; the given one where there is none
+
+    Parameters
+    ----------
+    clustering : BaseClustering
+        Of upstream.
+    """
+    options = {"metric": clustering.metric, "constrained_assignment": clustering.constrained_assignment}
+    if type(clustering) is UpstreamAgglomerativeClustering:
+        return AgglomerativeClustering(**options)
+    if type(clustering) is UpstreamVBxClustering:
+        return VBxClustering(clustering.plda, **options)
+    return clustering
 
 
 class ClusteredSegmentations:

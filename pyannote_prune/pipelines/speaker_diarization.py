@@ -11,7 +11,9 @@ import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pyannote.audio import Model
 from pyannote.audio.core.io import AudioFile
+from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiarization
+from pyannote.audio.pipelines.clustering import BaseClustering
 from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
 from pyannote.audio.pipelines.utils import PipelineModel, PipelinePLDA
 from pyannote.core import Annotation, SlidingWindowFeature
@@ -23,15 +25,17 @@ from pyannote_prune.inference.chunks import embed_chunks, embedding_masks, fold_
 from pyannote_prune.inference.memory import within_memory
 from pyannote_prune.inference.windows import SegmentationInference
 from pyannote_prune.models import load_model
-from pyannote_prune.pipelines.clustering import ClusteredSegmentations, save_memory
+from pyannote_prune.pipelines.clustering import ClusteredSegmentations, PortablePLDA, save_memory
 from pyannote_prune.pipelines.recording import check_file, decode
 from pyannote_prune.upstream import (
     EMBEDDING_CACHE,
+    NoEmbedding,
     NoPLDA,
     audio_reader,
     embedding_network,
     forget_model,
     segmentation_inference,
+    set_embedding,
     set_embedding_network,
     set_segmentation_inference,
     speaker_embedding,
@@ -131,14 +135,15 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         models = {}
         try:
             models["segmentation"] = _load(segmentation, token, cache_dir)
-            models["embedding"] = embedding if _is_foreign(embedding) else _load(embedding, token, cache_dir)
+            unloaded = clustering == "OracleClustering" or _is_foreign(embedding)
+            models["embedding"] = embedding if unloaded else _load(embedding, token, cache_dir)
             super().__init__(
                 legacy=legacy,
                 segmentation=models["segmentation"],
                 segmentation_step=segmentation_step,
                 embedding=models["embedding"],
                 embedding_exclude_overlap=embedding_exclude_overlap,
-                plda=plda if clustering == "VBxClustering" else NoPLDA(),
+                plda=_load_plda(plda, token, cache_dir) if clustering == "VBxClustering" else NoPLDA(),
                 clustering=clustering,
                 embedding_batch_size=embedding_batch_size,
                 segmentation_batch_size=segmentation_batch_size,
@@ -157,6 +162,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             if not isinstance(model, Model):
                 forget_model(self, name)
                 setattr(self, name, model)
+        self.plda = plda
         stock = segmentation_inference(self)
         inference = SegmentationInference(
             stock.model,
@@ -167,10 +173,12 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             batch_size=segmentation_batch_size,
         )
         set_segmentation_inference(self, inference)
-        save_memory(self.clustering)
+        self.clustering: BaseClustering = save_memory(self.clustering)
         speakers = speaker_embedding(self)
         if pools_by_speaker(speakers):
             set_embedding_network(speakers, fold_batch_norms(embedding_network(speakers)))
+        if clustering == "OracleClustering":
+            set_embedding(self, NoEmbedding())
         self.median_filter = median_filter
         self.channel = channel
         self.normalize = normalize
@@ -269,7 +277,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         binary_segmentations: SlidingWindowFeature,
         exclude_overlap: bool = False,
         hook: Callable | None = None,
-    ) -> np.ndarray:
+    ) -> np.ndarray | None:
         """Embed each speaker of each chunk, all speakers of a chunk at once where the model can
 
         Parameters
@@ -282,7 +290,10 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         Returns
         -------
         embeddings : (num_chunks, num_speakers, dimension) array
+            None for `OracleClustering`, which needs none.
         """
+        if self.klustering == "OracleClustering":
+            return None
 
         embedding: Any = speaker_embedding(self)
         by_chunk = pools_by_speaker(embedding)
@@ -381,6 +392,14 @@ def _load(model: PipelineModel, token: str | None, cache_dir: Path | str | None)
         return model
     arguments = dict(model) if isinstance(model, Mapping) else {"checkpoint": model}
     return load_model(**{"token": token, "cache_dir": cache_dir, **arguments}).eval()
+
+
+def _load_plda(plda: PipelinePLDA, token: str | None, cache_dir: Path | str | None) -> PLDA:
+    """A PLDA that can be pickled, unless it is loaded already."""
+    if isinstance(plda, PLDA):
+        return plda
+    arguments = dict(plda) if isinstance(plda, Mapping) else {"checkpoint": plda}
+    return PortablePLDA.from_pretrained(**{"token": token, "cache_dir": cache_dir, **arguments})
 
 
 def _is_foreign(embedding: PipelineModel) -> bool:

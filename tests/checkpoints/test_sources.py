@@ -1,6 +1,10 @@
 """Sources that are missing, damaged or hostile; and our own."""
 
+import copy
+import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -9,9 +13,12 @@ from pyannote.audio.models.segmentation import PyanNet
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 from pyannote_prune.checkpoints import load_backbone
+from pyannote_prune.checkpoints.lightning import tensors_only
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import save_checkpoint
 from pyannote_prune.models.loading import segmentation_specifications
+from pyannote_prune.pruning import Gates, attach_gates, cut
+from pyannote_prune.upstream import FORCE_TENSORS_ONLY
 from tests.conftest import FIXTURES, Hostile
 
 
@@ -137,6 +144,50 @@ def test_weights_without_a_shape(tmp_path):
     shutil.copy(FIXTURES / "base-pruned" / "pytorch_model.bin", tmp_path)
     with pytest.raises(InputError, match="weights without a description of their shape"):
         load_backbone(tmp_path)
+
+
+def test_checkpoint_saved_while_pruning(segmentation, tmp_path):
+    model = copy.deepcopy(segmentation)
+    gates = Gates(model.wavlm.config, ("heads", "intermediate"))
+    with torch.no_grad():
+        gates.find("intermediate", 0).log_alpha[:40] = -10.0
+    attach_gates(model.wavlm, gates)
+    save_checkpoint(model, tmp_path / "pruning.ckpt")
+    backbone = load_backbone(tmp_path / "pruning.ckpt")
+    wanted = cut(model.wavlm).config
+    assert backbone.config.shape_dict() == wanted.shape_dict()
+    assert wanted.intermediate_sizes[0] < segmentation.wavlm.config.intermediate_sizes[0]
+
+
+def test_checkpoint_without_its_architecture(untrained, segmentation, tmp_path):
+    content = torch.load(untrained / "segmentation" / "pytorch_model.bin", weights_only=False)
+    del content["pyannote.audio"]["architecture"]
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    assert load_backbone(tmp_path).config.shape_dict() == segmentation.wavlm.config.shape_dict()
+    del content["hyper_parameters"]
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="not of a WavLMSegmentation"):
+        load_backbone(tmp_path)
+
+
+def test_threads_that_load_at_once(monkeypatch):
+    """The switch of the process is on for as long as any of them needs it, and then as it was."""
+    monkeypatch.delenv(FORCE_TENSORS_ONLY, raising=False)
+    inside, leave = threading.Event(), threading.Event()
+
+    def load():
+        with tensors_only():
+            inside.set()
+            leave.wait(timeout=60)
+
+    with ThreadPoolExecutor(1) as pool:
+        with tensors_only():
+            other = pool.submit(load)
+            assert inside.wait(timeout=60)
+        assert os.environ[FORCE_TENSORS_ONLY] == "1"  # the other one is not done
+        leave.set()
+        other.result()
+    assert FORCE_TENSORS_ONLY not in os.environ
 
 
 def test_other_pyannote_models(tmp_path):
