@@ -22,11 +22,10 @@ from transformers import WavLMConfig, WavLMModel
 
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel, simulation
 from pyannote_prune.checkpoints import load_backbone
-from pyannote_prune.cli import app
+from pyannote_prune.cli import app, application
 from pyannote_prune.evaluation import end_to_end as evaluation
 from pyannote_prune.evaluation import speed
 from pyannote_prune.pipelines import SpeakerDiarization
-from pyannote_prune.training import application
 from pyannote_prune.wavlm import preset_names
 from tests.conftest import FIXTURES, SAMPLE
 

@@ -35,8 +35,8 @@ for command in (info, convert, diarize, evaluate, publish, simulate, demo):
     app.command()(command)
 app.add_typer(benchmark, name="benchmark")
 # the rest of its command line is Hydra's
-for application in (train, compress):
-    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(application)
+for hydra_command in (train, compress):
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(hydra_command)
 
 
 def _print_version(wanted: bool) -> None:

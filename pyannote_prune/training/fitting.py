@@ -55,7 +55,10 @@ def fit(
     # pyannote's own needs FFmpeg even for wav files
     model.audio = Audio(sample_rate=model.hparams.sample_rate, mono="downmix")
     monitor, direction = score or task.val_monitor
-    if not task.has_validation or options.trainer.get("limit_val_batches") == 0:
+    given = dict(options.trainer)
+    if not task.has_validation:
+        given["limit_val_batches"] = 0
+    if given.get("limit_val_batches") == 0:
         monitor = None
     if not hasattr(task, "configure_optimizers"):
         model.configure_optimizers = partial(configure_optimizers, model, options, monitor)
@@ -71,7 +74,7 @@ def fit(
     )
     clipping = PercentileGradientClipping(options.gradient_percentile)
     callbacks: list[Callback] = [checkpoint, LearningRateMonitor(), clipping, GivenLearningRates()]
-    if options.trainer.get("enable_progress_bar") is not False:
+    if given.get("enable_progress_bar") is not False:
         callbacks.append(ProgressBar())
     if monitor is not None and options.patience is not None:
         callbacks.append(EarlyStopping(monitor=monitor, mode=direction, patience=options.patience))
@@ -79,8 +82,8 @@ def fit(
     with _interruptions(directory):
         trainer = Trainer(
             **{
-                **options.trainer,
-                "callbacks": [*callbacks, *(options.trainer.get("callbacks") or [])],
+                **given,
+                "callbacks": [*callbacks, *(given.get("callbacks") or [])],
                 "logger": TensorBoardLogger(directory, name="", version=""),
                 "default_root_dir": directory,
             }

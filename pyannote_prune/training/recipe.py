@@ -20,7 +20,13 @@ from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
 from pyannote_prune.training.checks import check_recipe, chunks_of
 from pyannote_prune.training.options import Recipe, Stage
 from pyannote_prune.training.stages import distil, finetune, prune, run_stage
-from pyannote_prune.training.state import RESULT, claim, describe_settings, read_settings
+from pyannote_prune.training.state import (
+    RESULT,
+    check_settings,
+    describe_settings,
+    read_settings,
+    record_settings,
+)
 
 COMMAND = "compress"
 
@@ -52,7 +58,7 @@ def compress(
         Of the training data that a model is fine-tuned on.
     settings : mapping, optional
         Plain values that describe the run, compared when it is resumed (see
-        [`claim`][pyannote_prune.training.state.claim]). Defaults to the arguments.
+        [`check_settings`][pyannote_prune.training.state.check_settings]). Defaults to the arguments.
 
     Returns
     -------
@@ -90,7 +96,6 @@ def compress(
             load_model(start), pruning(stage, dense, target=None), stage.training, folder, recipe.average
         )
 
-    check_recipe(start, recipe, finetuning, pruning, None if pipeline.exists() else embedding)
     if settings is None:
         settings = describe_settings(
             {
@@ -102,12 +107,10 @@ def compress(
             }
         )
     given = {name: value for name, value in (settings.get("task") or {}).items() if value is not None}
-    claim(
-        directory,
-        COMMAND,
-        {**settings, "task": {**chunks, **given}},
-        finished=["embedding"] if pipeline.exists() else [],
-    )
+    settings = {**settings, "task": {**chunks, **given}}
+    check_settings(directory, COMMAND, settings, finished=["embedding"] if pipeline.exists() else [])
+    check_recipe(start, recipe, finetuning, pruning, None if pipeline.exists() else embedding)
+    record_settings(directory, COMMAND, settings)
 
     # without fine-tuning, what the run starts from is the teacher
     first = tuned(start, recipe.finetune) if recipe.finetune is not None else lambda folder: start

@@ -18,7 +18,7 @@ from pyannote_prune.training.checks import check_task
 from pyannote_prune.training.fitting import fit
 from pyannote_prune.training.options import TrainingOptions
 from pyannote_prune.training.stages import settle
-from pyannote_prune.training.state import claim, describe_settings
+from pyannote_prune.training.state import check_settings, describe_settings, record_settings
 
 
 def train(
@@ -44,7 +44,7 @@ def train(
     options : TrainingOptions, optional
     settings : mapping, optional
         Plain values that describe the run, compared when it is resumed (see
-        [`claim`][pyannote_prune.training.state.claim]). Defaults to the arguments.
+        [`check_settings`][pyannote_prune.training.state.check_settings]). Defaults to the arguments.
 
     Returns
     -------
@@ -59,11 +59,12 @@ def train(
         before anything is written.
     """
     directory, options = Path(directory), options or TrainingOptions()
-    check_task(model, task)
     if settings is None:
         described = {"protocol": task.protocol.name, "model": model, "task": task, "training": options}
         settings = describe_settings(described)
-    claim(directory, "train", settings)
+    check_settings(directory, "train", settings)
+    check_task(model, task)
+    record_settings(directory, "train", settings)
     checkpoint = fit(model, task, directory, options)
     if isinstance(task, StructuredPruning) and task.target is not None:
         _settle(model, directory, checkpoint)

@@ -68,13 +68,12 @@ MAY_CHANGE = (
 PATHS = ("registry", "embedding", "backbone", "model.checkpoint", "model.wavlm", "*.teacher", "*.voices", "*.speakers")
 
 
-def claim(directory: Path, command: str, settings: Mapping[str, Any], finished: Sequence[str] = ()) -> None:
-    """Take a directory for a run, which must be new there, or match the one that is there
+def check_settings(directory: Path, command: str, settings: Mapping[str, Any], finished: Sequence[str] = ()) -> None:
+    """Compare the settings of a run with those of the one in its directory, if there is one
 
     Parameters
     ----------
     directory : Path
-        Created if it is not there.
     command : {"compress", "train"}
     settings : mapping
         Of plain values, nested.
@@ -86,15 +85,31 @@ def claim(directory: Path, command: str, settings: Mapping[str, Any], finished: 
     InputError
         When the directory holds a run of the other command, or one whose data, model or targets differ.
     """
-    settings = _absolute(settings)
     recorded = read_settings(directory, command)
-    differences = [] if recorded is None else list(_differences(recorded, settings, finished))
+    differences = [] if recorded is None else list(_differences(recorded, _absolute(settings), finished))
     if differences:
         raise InputError(
             f"{directory} holds a run of another configuration: {'; '.join(differences)}. Give the same data, model "
             "and targets to resume it, or another directory."
         )
-    _write(directory, RECORDS[command], settings)
+
+
+@rank_zero_only
+def record_settings(directory: Path, command: str, settings: Mapping[str, Any]) -> None:
+    """Write the settings of a run into its directory, which is created if it is not there
+
+    Parameters
+    ----------
+    directory : Path
+    command : {"compress", "train"}
+    settings : mapping
+        Of plain values, nested. Paths are made absolute.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / RECORDS[command]
+    part = path.with_suffix(".part")
+    part.write_text(yaml.safe_dump(_absolute(settings), sort_keys=True, allow_unicode=True), encoding="utf-8")
+    os.replace(part, path)
 
 
 def read_settings(directory: Path, command: str) -> dict[str, Any] | None:
@@ -122,14 +137,6 @@ def read_settings(directory: Path, command: str) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: remove it to resume the run without a comparison.")
     return _absolute(content)
-
-
-@rank_zero_only
-def _write(directory: Path, name: str, settings: Mapping[str, Any]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    part = directory / f".{name}.part"
-    part.write_text(yaml.safe_dump(settings, sort_keys=True, allow_unicode=True), encoding="utf-8")
-    os.replace(part, directory / name)
 
 
 def _differences(recorded: Mapping[str, Any], given: Mapping[str, Any], finished: Sequence[str]) -> Iterator[str]:

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.training import Recipe, TrainingOptions
-from pyannote_prune.training.state import _differences, claim, describe_settings, latest_checkpoint, read_settings
+from pyannote_prune.training.state import (
+    _differences,
+    check_settings,
+    describe_settings,
+    latest_checkpoint,
+    read_settings,
+    record_settings,
+)
 from tests.tasks.test_structured_pruning import segmentation
 
 SETTINGS = {
@@ -40,6 +47,12 @@ def changed(**changes):
             section = section.setdefault(part, {}) if isinstance(section, dict) else section[int(part)]
         section[last] = value
     return settings
+
+
+def claim(directory, command, settings, finished=()):
+    """What a run does as it starts."""
+    check_settings(directory, command, settings, finished)
+    record_settings(directory, command, settings)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pyannote_prune.pruning import total_cost
 from pyannote_prune.training import TrainingOptions
 from pyannote_prune.training.callbacks import PercentileGradientClipping
 from pyannote_prune.training.fitting import configure_optimizers
-from tests.training.conftest import TINY
+from tests.training.conftest import TINY, error_of
 
 
 def run_directory(path):
@@ -32,11 +32,11 @@ def test_an_upstream_model_as_its_users_type_it(command, tmp_path):
     )
 
 
-def test_trains_and_goes_on_where_it_was(command, tmp_path):
+def test_trains_and_resumes(command, tmp_path, capsys):
     arguments = ("task=SpeakerDiarization", "model=WavLMSegmentation", *TINY, run_directory(tmp_path))
     assert command("train", *arguments, "trainer.max_epochs=1") == 0
     first = torch.load(tmp_path / "last.ckpt", weights_only=False)
-    assert command("train", *arguments, "trainer.max_epochs=3") == 0
+    assert command("train", *arguments, "trainer.max_epochs=3", "optimizer.lr=1e-4") == 0
     last = torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert (first["epoch"], last["epoch"]) == (0, 2)
     assert last["global_step"] == 3 * first["global_step"]
@@ -45,9 +45,23 @@ def test_trains_and_goes_on_where_it_was(command, tmp_path):
     assert type(Model.from_pretrained(tmp_path / "last.ckpt")) is WavLMSegmentation
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
+    # learning rates are those that were given last; its model must stay
+    rates = [
+        [group["lr"] for group in checkpoint["optimizer_states"][0]["param_groups"]] for checkpoint in (first, last)
+    ]
+    assert rates == [[pytest.approx(1e-3), 2e-5], [pytest.approx(1e-4), 2e-5]]
+    assert command("train", *arguments, "model.head=lstm", "~model.head_args") == 2
+    assert "model.head is conformer there and lstm here" in error_of(capsys)
+    # not even where nothing tells what the model was
+    (tmp_path / "train.yaml").unlink()
+    assert command("train", *arguments, "model.head_args.hidden_size=8", "trainer.max_epochs=4") == 2
+    assert f"{tmp_path} holds checkpoints of another model" in error_of(capsys)
+
 
 def test_prunes(command, tmp_path):
     arguments = ("task=SpeakerDiarization", "model=WavLMSegmentation", *TINY, "trainer.max_epochs=1")
+    # a protocol without development set is enough to train
+    arguments += ("protocol=Tiny.SpeakerDiarization.WithoutDevelopment",)
     assert command("train", *arguments, run_directory(tmp_path / "teacher")) == 0
     teacher = tmp_path / "teacher" / "last.ckpt"
     assert (
@@ -63,7 +77,7 @@ def test_prunes(command, tmp_path):
             f"model.checkpoint={teacher}",
             "task.warmup_steps=5",
             "task.gate_lr=0.1",
-            "trainer.max_epochs=4",
+            "trainer.max_epochs=2",
             run_directory(tmp_path / "pruned"),
         )
         == 0
@@ -76,7 +90,8 @@ def test_prunes(command, tmp_path):
     # what `convert` makes of it is cut
     model = load_segmentation(tmp_path / "pruned" / "last.ckpt")
     assert model.wavlm.config.conv_dim == [16] * 7
-    assert total_cost(model.wavlm.config).params < total_cost(load_segmentation(teacher).wavlm.config).params
+    dense = load_segmentation(teacher).wavlm.config
+    assert 1 - total_cost(model.wavlm.config).params / total_cost(dense).params == pytest.approx(0.5, abs=0.01)
 
 
 def test_several_runs(command, tmp_path):
