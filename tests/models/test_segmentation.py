@@ -12,6 +12,7 @@ from pyannote.core.utils.helper import get_class_by_name
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import FbankSegmentation, WavLMSegmentation, save_checkpoint
+from pyannote_prune.models.conformer import Conformer
 from pyannote_prune.models.loading import segmentation_specifications
 from tests.conftest import CHECKPOINTS, FIXTURES
 
@@ -126,6 +127,40 @@ def touched_frames(extract, changed_sample, num_samples=16000) -> list[int]:
     with torch.inference_mode():
         difference = extract(waveforms) != extract(changed)
     return difference.flatten(0, -2).any(0).nonzero().flatten().tolist()
+
+
+def test_what_is_never_trained_stays_frozen():
+    shape = PrunedWavLMConfig(**{**SHAPE.shape_dict(), "do_stable_layer_norm": True})
+    model = ready(WavLMSegmentation(wavlm=shape, head_args=SMALL))
+    model.freeze_by_name("wavlm")
+    model.unfreeze_by_name("wavlm")
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {
+        "wavlm.feature_extractor.channel_scale",
+        "wavlm.encoder.layer_norm.weight",
+        "wavlm.encoder.layer_norm.bias",
+    }
+
+
+def test_another_backbone_is_frozen_as_well():
+    model = ready(WavLMSegmentation(wavlm=SHAPE, wavlm_frozen=True, head_args=SMALL))
+    other = model.with_backbone(PrunedWavLMModel(SHAPE))
+    assert other.hparams.wavlm_frozen
+    assert not any(parameter.requires_grad for parameter in other.wavlm.parameters())
+
+
+@pytest.mark.parametrize(("width", "num_heads", "kernel_size"), [(12, 3, 3), (16, 4, 31), (8, 1, 1)])
+def test_conformer_is_torchaudios(width, num_heads, kernel_size):
+    theirs = torchaudio.models.Conformer(width, num_heads, 20, 2, kernel_size, dropout=0.1).eval()
+    ours = Conformer(width, 20, num_heads, 2, kernel_size, dropout=0.1).eval()
+    with torch.no_grad():
+        for tensor in theirs.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(3, 17, width)
+    wanted, _ = theirs(x, torch.full((3,), 17))
+    torch.testing.assert_close(ours(x), wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("front_end", ["wavlm", "fbank"])
