@@ -80,10 +80,8 @@ def test_writes_reach_the_file():
 def test_sample_rates_of_numpy(kind):
     """As SciPy's reader of wav files returns them."""
     waveform = torch.rand(1, 8000, generator=torch.Generator().manual_seed(0))
-    actual, wanted = (
-        decode(check_file({"waveform": waveform, "sample_rate": rate}), 16000)["waveform"]
-        for rate in (kind(8000), 8000)
-    )
+    files = [{"waveform": waveform, "sample_rate": rate} for rate in (kind(8000), 8000)]
+    actual, wanted = (decode(check_file(file), 16000)["waveform"] for file in files)
     assert actual.shape == (1, 16000)
     torch.testing.assert_close(actual, wanted, atol=0, rtol=0)
 
