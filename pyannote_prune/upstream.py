@@ -12,11 +12,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from pyannote.audio import Audio, Inference, Model, Pipeline
 from pyannote.audio.core.inference import BaseInference
+from pyannote.audio.core.pipeline import expand_subfolders
 from pyannote.audio.core.plda import PLDA
 from pyannote.audio.core.task import Subsets
 from pyannote.audio.models.embedding.wespeaker import BaseWeSpeakerResNet
-from pyannote.audio.pipelines.clustering import BaseClustering, Clustering
 from pyannote.audio.pipelines.utils import get_augmentation
+from pyannote.audio.utils.dependencies import MissingDependency, WrongDependencyVersion
 from pyannote.audio.utils.hf_hub import download_from_hf_hub
 from pyannote.audio.utils.permutation import permutate
 from pyannote.audio.utils.powerset import Powerset
@@ -27,7 +28,7 @@ from pyannote.audio.utils.vbx import cluster_vbx
 from torch import Tensor
 
 __all__ = [
-    "CLUSTERINGS",
+    "DEPENDENCY_ERRORS",
     "EMBEDDING_CACHE",
     "FORCE_TENSORS_ONLY",
     "LIGHTNING_LOG",
@@ -42,6 +43,7 @@ __all__ = [
     "create_rng_for_worker",
     "download_from_hf_hub",
     "embedding_network",
+    "expand_subfolders",
     "fix_reproducibility",
     "forget_model",
     "get_augmentation",
@@ -62,8 +64,8 @@ FORCE_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 LIGHTNING_LOG = "lightning.pytorch.utilities.rank_zero"
 # pyannote.audio: key of a file under which embeddings are kept while hyper-parameters are optimised
 EMBEDDING_CACHE = "training_cache/embeddings"
-# pyannote.audio: classes of clusterings by the names that pipelines know them by
-CLUSTERINGS: dict[str, type[BaseClustering]] = {name: member.value for name, member in Clustering.__members__.items()}
+# pyannote.audio: errors of pipelines that need other versions of packages than the installed ones
+DEPENDENCY_ERRORS = (MissingDependency, WrongDependencyVersion)
 
 
 def softmax_backward(grad_output: Tensor, output: Tensor) -> Tensor:

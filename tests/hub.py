@@ -138,7 +138,7 @@ class Hub:
 
     def _find(self, repository: str, revision: str) -> str:
         branches = self.branches[repository]
-        sha = revision if revision in branches.values() else branches.get(revision)
+        sha = revision if revision in self.commits else branches.get(revision)
         if sha is None:
             raise RefusalError(404, "RevisionNotFound")
         return sha

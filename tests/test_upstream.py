@@ -1,5 +1,6 @@
 """Contracts with other libraries: each private or undocumented name that the package relies on, one test a name."""
 
+import importlib.metadata
 import inspect
 import logging
 import os
@@ -15,9 +16,9 @@ from lightning.pytorch import LightningModule, Trainer
 from pyannote.audio import Audio, Inference, Model
 from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines import SpeakerDiarization
-from pyannote.audio.pipelines.clustering import BaseClustering
+from pyannote.audio.pipelines.clustering import AgglomerativeClustering
+from pyannote.audio.utils.dependencies import check_dependencies
 from pyannote.core import Segment, SlidingWindow, SlidingWindowFeature
-from pyannote.pipeline import Pipeline as Tunable
 
 from pyannote_prune import upstream
 
@@ -116,14 +117,10 @@ def test_models_of_a_pipeline(pipeline):
     upstream.forget_model(pipeline, "some_model")  # gone already
 
 
-@pytest.mark.parametrize("name", ["AgglomerativeClustering", "KMeansClustering", "OracleClustering", "VBxClustering"])
-def test_clusterings(name):
-    assert upstream.CLUSTERINGS[name].__name__ == name, broken("Clustering")
-    assert issubclass(upstream.CLUSTERINGS[name], BaseClustering), broken("Clustering")
-
-
 def test_clustering_of_a_pipeline(pipeline):
-    assert isinstance(pipeline.clustering, Tunable), broken("SpeakerDiarization.clustering")
+    assert isinstance(pipeline.clustering, AgglomerativeClustering), broken("SpeakerDiarization.clustering")
+    for name in ("cluster", "filter_embeddings", "constrained_argmax", "metric", "constrained_assignment"):
+        assert hasattr(pipeline.clustering, name), broken(f"BaseClustering.{name}")
     assert pipeline.klustering == "AgglomerativeClustering", broken("SpeakerDiarization.klustering")
     assert {"threshold", "method", "min_cluster_size"} <= pipeline.parameters()["clustering"].keys(), broken(
         "AgglomerativeClustering"
@@ -190,6 +187,30 @@ def test_numbers_of_frames():
     layers = {"kernel_size": [10, 3], "stride": [5, 2], "padding": [0, 0], "dilation": [1, 1]}
     assert upstream.multi_conv_num_frames(400, **layers) == 39, broken("multi_conv_num_frames")
     assert upstream.multi_conv_receptive_field_size(1, **layers) == 20, broken("multi_conv_receptive_field_size")
+
+
+def test_folders_beside_a_config():
+    config = {"pipeline": {"params": {"segmentation": "$model/segmentation", "other": ["$model/other", 1]}}}
+    upstream.expand_subfolders(config, "owner/name", parent_revision="abc", token="secret")
+    params = config["pipeline"]["params"]
+    for name, expanded in (("segmentation", params["segmentation"]), ("other", params["other"][0])):
+        wanted = {"checkpoint": "owner/name", "revision": "abc", "subfolder": name, "token": "secret"}
+        assert wanted.items() <= expanded.items(), broken("expand_subfolders")
+
+
+@pytest.mark.parametrize(("version", "wanted"), [("1.0.0", "WrongDependencyVersion"), (None, "MissingDependency")])
+def test_errors_of_dependencies(version, wanted, monkeypatch):
+    """A pipeline can depend on a major version of a package, and on nothing else."""
+
+    def installed(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", installed)
+    with pytest.raises(upstream.DEPENDENCY_ERRORS) as caught:
+        check_dependencies({"pyannote-prune": "0.1.0"}, "Pipeline")
+    assert type(caught.value).__name__ == wanted, broken(wanted)
 
 
 def test_permutate():

@@ -150,8 +150,8 @@ def shape_from_weights(state: Mapping[str, Tensor], source: object) -> PrunedWav
         num_heads = next(iter(heads_by_layer.values())).numel()
         num_layers = 1 + max(_numbered(state, r"^encoder\.layers\.(\d+)\.final_layer_norm\.weight$"))
         pos_conv = state["encoder.pos_conv_embed.conv.parametrizations.weight.original1"]
-    except (KeyError, StopIteration, ValueError):
-        raise InputError(f"{source} does not hold the weights of a WavLM.") from None
+    except (KeyError, StopIteration, ValueError) as error:
+        raise InputError(f"{source} does not hold the weights of a WavLM.") from error
     if conv_kernel != PrunedWavLMConfig().conv_kernel:
         raise InputError(
             f"{source} has convolutions of kernel sizes {conv_kernel}, whose strides cannot be known: "
@@ -225,7 +225,7 @@ def read_repository(directory: Path) -> DiarizenRepository:
     try:
         config = tomllib.loads((directory / CONFIG).read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{directory / CONFIG} is not valid TOML: {error}.") from None
+        raise InputError(f"{directory / CONFIG} is not valid TOML: {error}.") from error
     args = config.get("model", {}).get("args")
     if args is None:
         raise InputError(f"{directory / CONFIG} has no [model.args].")

@@ -153,7 +153,7 @@ def _describe_tensors(tensors: Mapping[str, Any], path: Path) -> Mapping[str, An
     except FileNotFoundError:
         return tensors
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} does not describe the weights beside it ({describe(error)}).") from None
+        raise InputError(f"{path} does not describe the weights beside it ({describe(error)}).") from error
 
 
 class _TensorsOnly:

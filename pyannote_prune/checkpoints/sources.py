@@ -24,7 +24,9 @@ _HUB_FILES = (
 )
 
 
-def locate(source: str | Path, revision: str | None = None, token: str | None = None) -> Path:
+def locate(
+    source: str | Path, revision: str | None = None, token: str | None = None, also: tuple[str, ...] = ()
+) -> Path:
     """Local path of a source, downloaded from the hub if need be
 
     Parameters
@@ -35,6 +37,8 @@ def locate(source: str | Path, revision: str | None = None, token: str | None = 
         Branch, tag or commit of the repository. Defaults to its main branch.
     token : str, optional
         For private and gated repositories. Defaults to that of `HF_TOKEN`, or of `hf auth login`.
+    also : tuple of str, optional
+        Patterns of files of a repository that are downloaded besides weights and descriptions.
 
     Raises
     ------
@@ -51,12 +55,13 @@ def locate(source: str | Path, revision: str | None = None, token: str | None = 
         )
     check_hub_id(str(source), "file or directory")
     try:
-        return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=list(_HUB_FILES)))
+        patterns = [*_HUB_FILES, *also]
+        return Path(snapshot_download(str(source), revision=revision, token=token, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises errors of several libraries
         raise InputError(
             f"{source} is neither a local file or directory nor a repository that could be downloaded from the hub "
             f"({describe(error)})."
-        ) from None
+        ) from error
 
 
 def check_hub_id(source: str, kind: str) -> None:

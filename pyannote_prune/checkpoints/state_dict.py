@@ -59,13 +59,13 @@ def read_tensors(path: Path) -> Any:
             raise InputError(
                 f"{path} holds more than tensors ({found.group()}) and could run code when read: it was not read. "
                 "Save its state dict alone, or use safetensors."
-            ) from None
-        raise InputError(f"{path} is not a readable checkpoint: it is damaged, or of another format.") from None
+            ) from error
+        raise InputError(f"{path} is not a readable checkpoint: it is damaged, or of another format.") from error
     except Exception as error:  # bytes that are no pickle can make the unpickler raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{path} is not a readable checkpoint: it is damaged or incomplete, or of another format ({reason[:120]})."
-        ) from None
+        ) from error
 
 
 def canonical_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -35,9 +35,8 @@ def find_class(module: str, name: str, source: object) -> object:
     InputError
         When the module is not trusted, or when it is not installed or has no such name.
     """
-    package = module.partition(".")[0]
-    trusted = (*_PACKAGES, *os.environ.get(TRUSTED, "").split(","))
-    if package not in trusted and module not in sys.modules:
+    trusted = {*_PACKAGES, *os.environ.get(TRUSTED, "").split(",")} - {""}
+    if module.partition(".")[0] not in trusted and module not in sys.modules:
         raise InputError(
             f"{source} asks for {name} of {module or 'no module'}, which is not imported: if you trust that package, "
             f"import it first, or name it in the environment variable {TRUSTED}."

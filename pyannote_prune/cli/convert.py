@@ -12,8 +12,19 @@ def convert(
     source: Annotated[str, typer.Argument(help="File, directory, or hub id.", show_default=False)],
     destination: Annotated[Path, typer.Argument(help="Directory to write; must not exist.", show_default=False)],
     embedding: Annotated[
-        str, typer.Option(help="Speaker embedding of the pipeline: local checkpoint (copied) or hub id.")
-    ] = "pyannote/wespeaker-voxceleb-resnet34-LM",
+        str | None,
+        typer.Option(
+            help="Speaker embedding of the pipeline: local checkpoint (copied) or hub id. Default: that of the "
+            "settings, pyannote/wespeaker-voxceleb-resnet34-LM where there are none."
+        ),
+    ] = None,
+    settings_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Pipeline directory or hub id: take its settings and its embedding. Default: those of SOURCE, if it "
+            "is a pipeline; otherwise those of the published systems."
+        ),
+    ] = None,
     to_transformers: Annotated[
         bool, typer.Option("--to-transformers", help="Export an unpruned backbone for transformers.WavLMModel.")
     ] = False,
@@ -31,7 +42,8 @@ def convert(
 ) -> None:
     """Convert a checkpoint: a segmentation model to a pipeline directory, a bare backbone to a model directory.
 
-    Takes DiariZen repositories and backbone bundles, WavLM models of transformers, and our own checkpoints.
+    Takes DiariZen repositories and backbone bundles, WavLM models of transformers, checkpoints of training, and
+    pipeline directories, which keep their settings.
 
     Example: pyannote-prune convert BUT-FIT/diarizen-wavlm-base-s80-md pipeline
     """
@@ -46,6 +58,7 @@ def convert(
         safe=safe,
         revision=revision,
         token=token,
+        settings_from=settings_from,
     )
     pipeline = (destination / "config.yaml").is_file()
     typer.echo(f"{destination}: a {'pipeline' if pipeline else 'model'} directory.", err=True)

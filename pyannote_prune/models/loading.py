@@ -22,6 +22,8 @@ from pyannote_prune.pruning import Gates, attach_gates, cut
 from pyannote_prune.upstream import download_from_hf_hub
 from pyannote_prune.wavlm import PrunedWavLMModel
 
+# what values of the wrong kinds, or that contradict each other, raise
+_CONTRADICTIONS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _OURS = {"WavLMSegmentation": WavLMSegmentation, "FbankSegmentation": FbankSegmentation}
 
 
@@ -159,9 +161,9 @@ def _build(content: Mapping[str, Any], source: object) -> Model:
     try:
         model = cls(**{key: value for key, value in arguments.items() if open_ended or key in known})
     except InputError as error:
-        raise InputError(f"{source}: {error}") from None
-    except Exception as error:  # values that contradict each other can do anything
-        raise InputError(f"{source}: a {name} cannot have its hyper-parameters ({describe(error)}).") from None
+        raise InputError(f"{source}: {error}") from error
+    except _CONTRADICTIONS as error:
+        raise InputError(f"{source}: a {name} cannot have its hyper-parameters ({describe(error)}).") from error
     # pyannote's models keep their loss, if it has weights
     state = {key: tensor for key, tensor in content["state_dict"].items() if not key.startswith("loss_func.")}
     return _complete(model, content["pyannote.audio"]["specifications"], state, source)
@@ -174,7 +176,7 @@ def _class_name(content: Mapping[str, Any], source: object) -> str:
         specifications = content["pyannote.audio"]["specifications"]
         complete = isinstance(content["state_dict"], Mapping)
     except (KeyError, TypeError) as error:
-        raise InputError(f"{source} is a checkpoint of pyannote.audio without its {error.args[0]}.") from None
+        raise InputError(f"{source} is a checkpoint of pyannote.audio without its {error.args[0]}.") from error
     kinds = specifications if isinstance(specifications, tuple) else (specifications,)
     if not (complete and isinstance(name, str) and all(isinstance(kind, Specifications) for kind in kinds)):
         raise InputError(f"{source} is a checkpoint of pyannote.audio, but neither complete nor of this version.")

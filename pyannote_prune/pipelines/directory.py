@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +14,28 @@ from pyannote.audio import Model
 
 from pyannote_prune.checkpoints.lightning import DESCRIPTION, PICKLED, SAFE, checkpoint_in, save_checkpoint
 from pyannote_prune.checkpoints.sources import HUB_ID, check_hub_id
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, describe
 from pyannote_prune.models import load_model
-from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING, DEFAULT_PARAMETERS
+from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING, DEFAULT_OPTIONS, DEFAULT_PARAMETERS
+from pyannote_prune.wavlm.configuration import FORMAT_VERSION, check_format
 
 CONFIG = "config.yaml"
-# of the published systems
-DEFAULT_OPTIONS = {
-    "segmentation_batch_size": 32,
-    "embedding_batch_size": 32,
-    "embedding_exclude_overlap": True,
-    "median_filter": 11,
-}
+CLASS = "pyannote_prune.pipelines.SpeakerDiarization"
+# how a config.yaml refers to a folder beside it
+INSIDE = "$model/"
+PLDA_FILES = ("xvec_transform.npz", "plda.npz")
 
 
 def write_pipeline(
     directory: Path,
     segmentation: Model,
-    embedding: Model | str | Path = DEFAULT_EMBEDDING,
+    embedding: Model | str | Path | Mapping[str, Any] = DEFAULT_EMBEDDING,
     plda: Path | None = None,
-    options: dict[str, Any] | None = None,
-    parameters: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, Any] | None = None,
     half: bool = False,
     safe: bool = False,
+    other: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a pipeline directory
 
@@ -47,13 +45,14 @@ def write_pipeline(
         Created.
     segmentation : Model
         Saved into `segmentation/`.
-    embedding : Model, str or Path, optional
+    embedding : Model, str, Path or dict, optional
         Saved or copied into `embedding/` if it is a model, a file, or a directory that holds a
-        `pytorch_model.bin` or `model.safetensors`; otherwise a hub id, which the pipeline will download from.
+        `pytorch_model.bin` or `model.safetensors`; otherwise a hub id, alone or as "checkpoint" of the arguments of
+        [`load_model`][pyannote_prune.models.load_model], which the pipeline will download from.
     plda : Path, optional
         Folder copied into `plda/`.
     options : dict, optional
-        Arguments of `SpeakerDiarization`.
+        Arguments of `SpeakerDiarization` but for its models. Default to `DEFAULT_OPTIONS`.
     parameters : dict, optional
         Hyper-parameters. Default to those of the published systems for the clustering in `options`.
     half : bool, optional
@@ -61,24 +60,26 @@ def write_pipeline(
     safe : bool, optional
         Store models as safetensors and JSON, of which nothing can be run. Our pipelines load them; pyannote's
         `Model.from_pretrained` does not.
+    other : dict, optional
+        More entries of config.yaml, such as `preprocessors`.
 
     Raises
     ------
     InputError
         When `embedding` or `plda` is not there.
     """
-    name = SAFE if safe else PICKLED
-    options = {"clustering": "AgglomerativeClustering", **(options or {})}
+    options = dict(DEFAULT_OPTIONS if options is None else options)
+    clustering = options.setdefault("clustering", DEFAULT_OPTIONS["clustering"])
     if parameters is None:
-        parameters = {
-            "segmentation": {"min_duration_off": 0.0},
-            "clustering": DEFAULT_PARAMETERS[options["clustering"]],
-        }
+        parameters = {"segmentation": {"min_duration_off": 0.0}}
+        if clustering in DEFAULT_PARAMETERS:
+            parameters["clustering"] = DEFAULT_PARAMETERS[clustering]
+    name = SAFE if safe else PICKLED
     (directory / "segmentation").mkdir(parents=True)
     save_checkpoint(segmentation, directory / "segmentation" / name, half)
-    options["segmentation"] = "$model/segmentation"
+    options["segmentation"] = f"{INSIDE}segmentation"
 
-    options["embedding"] = "$model/embedding"
+    options["embedding"] = f"{INSIDE}embedding"
     weights = None if isinstance(embedding, Model) else local_embedding(embedding)
     if weights is not None and (half or (weights.suffix == ".safetensors") != safe):
         embedding = load_model(weights)
@@ -91,22 +92,50 @@ def write_pipeline(
         if safe:
             shutil.copyfile(weights.with_name(DESCRIPTION), directory / "embedding" / DESCRIPTION)
     else:
-        options["embedding"] = str(embedding)
+        options["embedding"] = dict(embedding) if isinstance(embedding, Mapping) else str(embedding)
 
     if plda is not None:
         (directory / "plda").mkdir()
-        for name in ("xvec_transform.npz", "plda.npz"):
-            if not (plda / name).is_file():
-                raise InputError(f"No such file: {plda / name}.")
-            shutil.copyfile(plda / name, directory / "plda" / name)
-        options["plda"] = "$model/plda"
+        for file in PLDA_FILES:
+            if not (plda / file).is_file():
+                raise InputError(f"No such file: {plda / file}.")
+            shutil.copyfile(plda / file, directory / "plda" / file)
+        options["plda"] = f"{INSIDE}plda"
 
     config = {
-        "dependencies": {"pyannote.audio": "4.0.0", "pyannote-prune": version("pyannote-prune")},
-        "pipeline": {"name": "pyannote_prune.pipelines.SpeakerDiarization", "params": options},
+        "format_version": FORMAT_VERSION,
+        # pyannote refuses a dependency of another major version: a version of this package, which reads all formats
+        # up to its own, is none
+        "dependencies": {"pyannote.audio": "4.0.0"},
+        "pipeline": {"name": CLASS, "params": options},
         "params": parameters,
+        **(other or {}),
     }
     (directory / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the config.yaml of a pipeline
+
+    Parameters
+    ----------
+    path : Path
+        The file, or the pipeline directory.
+
+    Raises
+    ------
+    InputError
+        When it describes no pipeline, or when its format is newer than this package.
+    """
+    path = path / CONFIG if path.is_dir() else path
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config["pipeline"]["name"].partition(".")
+        config["pipeline"].setdefault("params", {}).keys()
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} does not describe a pipeline ({describe(error)}).") from error
+    check_format(config.get("format_version", FORMAT_VERSION), path)
+    return config
 
 
 def write_whole(destination: Path, write: Callable[[Path], None]) -> None:
@@ -127,8 +156,11 @@ def check_pipeline(pipeline: str) -> None:
         check_hub_id(pipeline, "pipeline directory")
 
 
-def local_embedding(embedding: str | Path) -> Path | None:
+def local_embedding(embedding: str | Path | Mapping[str, Any]) -> Path | None:
     """File of an embedding, None when it is on the hub."""
+    if isinstance(embedding, Mapping):
+        path = Path(embedding["checkpoint"])
+        return checkpoint_in(path / (embedding.get("subfolder") or "")) if path.is_dir() else None
     path = Path(embedding)
     if path.is_dir():
         path = checkpoint_in(path)

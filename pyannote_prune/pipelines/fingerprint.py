@@ -43,7 +43,7 @@ def fingerprint(source: str) -> str:
             raise InputError(
                 f"{source} is neither a pipeline directory nor a pipeline that could be downloaded from the hub "
                 f"({describe(error)})."
-            ) from None
+            ) from error
         return Path(config).parent.name  # of the hub's cache: snapshots/COMMIT/config.yaml
     digest = hashlib.sha256()
     for path in sorted(directory.rglob("*")):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -19,11 +18,9 @@ from pyannote_prune.checkpoints.lightning import checkpoint_in, is_checkpoint, r
 from pyannote_prune.checkpoints.sources import HUB_ID
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.models import load_segmentation
-from pyannote_prune.pipelines.directory import CONFIG, check_pipeline
+from pyannote_prune.pipelines.directory import CONFIG, INSIDE, PLDA_FILES, check_pipeline, read_config
 
 README = "README.md"
-# how `Pipeline.from_pretrained` is told that a model is in a folder beside the config.yaml
-_MODEL = "$model/"
 
 
 @dataclass(frozen=True)
@@ -73,24 +70,24 @@ def read_directory(directory: Path) -> Contents:
         raise InputError(f"No such pipeline directory: {directory}.")
     check_pipeline(str(directory))
     path = directory / CONFIG
+    config = read_config(path)
+    options = config["pipeline"]["params"]
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        options = config["pipeline"]["params"]
         models = {key: _reference(options[key]) for key in ("segmentation", "embedding")}
         if "plda" in options:
             models["plda"] = _reference(options["plda"])
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} does not describe a pipeline ({describe(error)}).") from None
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} does not describe a pipeline ({describe(error)}).") from error
 
     for key, model in models.items():
-        if model.startswith(_MODEL):
-            _check_model(directory / model.removeprefix(_MODEL), key)
+        if model.startswith(INSIDE):
+            _check_model(directory / model.removeprefix(INSIDE), key)
         elif key == "segmentation" or not HUB_ID.fullmatch(model) or Path(model).exists():
             raise InputError(
                 f"{path} names {model} as {key}, which is not in {directory}: put it into {directory / key}, and "
-                f"{key}: {_MODEL}{key} into {CONFIG}."
+                f"{key}: {INSIDE}{key} into {CONFIG}."
             )
-    segmentation = load_segmentation(checkpoint_in(directory / models["segmentation"].removeprefix(_MODEL)))
+    segmentation = load_segmentation(checkpoint_in(directory / models["segmentation"].removeprefix(INSIDE)))
 
     files = [file.relative_to(directory) for file in sorted(directory.rglob("*")) if file.is_file()]
     visible = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
@@ -152,7 +149,7 @@ def publish(
     except InputError:
         raise
     except Exception as error:  # the hub's client raises errors of several libraries
-        raise InputError(f"{contents.directory} was not published as {repository} ({_reason(error)}).") from None
+        raise InputError(f"{contents.directory} was not published as {repository} ({_reason(error)}).") from error
     return str(url) if revision is None else f"{url}/tree/{revision}"
 
 
@@ -168,16 +165,16 @@ def _check_model(folder: Path, kind: str) -> None:
         if not is_checkpoint(read_checkpoint(checkpoint)):
             raise InputError(f"{checkpoint} is not a checkpoint of pyannote.audio.")
         return
-    for name in ("xvec_transform.npz", "plda.npz"):
+    for name in PLDA_FILES:
         path = folder / name
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 for key in arrays:
                     arrays[key]
-        except FileNotFoundError:
-            raise InputError(f"No such file: {path}.") from None
+        except FileNotFoundError as error:
+            raise InputError(f"No such file: {path}.") from error
         except Exception as error:  # those of numpy, zipfile and zlib
-            raise InputError(f"{path} does not hold arrays ({describe(error)}).") from None
+            raise InputError(f"{path} does not hold arrays ({describe(error)}).") from error
 
 
 def _reason(error: Exception) -> str:

@@ -5,19 +5,34 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
-import yaml
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 from pyannote.audio import Pipeline
 
 from pyannote_prune.checkpoints.lightning import tensors_only
 from pyannote_prune.checkpoints.sources import refuse_revision
+from pyannote_prune.checkpoints.trusted import find_class
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.inference.devices import find_device
-from pyannote_prune.pipelines.directory import CONFIG, check_pipeline
+from pyannote_prune.pipelines.directory import CONFIG, check_pipeline, read_config
+from pyannote_prune.upstream import DEPENDENCY_ERRORS, expand_subfolders
+
+# of the hub's client, of files, of values in a config.yaml and in checkpoints; others are bugs
+_EXPECTED = (
+    *DEPENDENCY_ERRORS,
+    EOFError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    UnpicklingError,
+    ValueError,
+)
 
 
 def load_pipeline(
@@ -43,52 +58,53 @@ def load_pipeline(
     Raises
     ------
     InputError
-        When there is no such pipeline, revision or device, or when the pipeline cannot be loaded.
+        When there is no such pipeline, revision or device, when its config.yaml names a class of a module that is not
+        trusted, or when the pipeline cannot be loaded.
     """
     target = find_device(device)
     check_pipeline(pipeline)
-    if Path(pipeline).exists():
-        refuse_revision(Path(pipeline), revision)
+    path = Path(pipeline)
     try:
         # upstream prints advice when a download fails: standard output is for results
         with redirect_stdout(io.StringIO()), tensors_only():
-            path = Path(pipeline)
-            if not path.exists():
+            if path.exists():
+                refuse_revision(path, revision)
+                origin: Path | str = path if path.is_dir() else path.parent
+            else:
                 path = Path(hf_hub_download(pipeline, CONFIG, revision=revision, token=token))
-            _check_classes(path / CONFIG if path.is_dir() else path)
-            loaded = Pipeline.from_pretrained(pipeline, revision=revision, token=token)
+                # the models are of the same commit, whose name is that of the folder in the hub's cache
+                origin, revision = pipeline, path.parent.name
+            config = read_config(path)
+            _check_classes(config, path)
+            # formats have a version of their own; directories of older releases depend on that of the package
+            dependencies = config.get("dependencies")
+            if isinstance(dependencies, dict):
+                dependencies.pop("pyannote-prune", None)
+            expand_subfolders(config, origin, parent_revision=revision, token=token)
+            loaded = Pipeline.from_pretrained(config, token=token)
     except InputError:
         raise
-    except RepositoryNotFoundError:
+    except RepositoryNotFoundError as error:
         raise InputError(
             f"There is no {pipeline} on the hub, or it is private or gated: accept its conditions on "
             f"{constants.ENDPOINT}/{pipeline}, and give --token or set HF_TOKEN."
-        ) from None
-    except Exception as error:  # upstream, its libraries and the hub's client raise all kinds
+        ) from error
+    except _EXPECTED as error:
         raise InputError(f"{pipeline} could not be loaded ({describe(error)}).") from error
-    if loaded is None:
-        raise InputError(f"{pipeline} could not be loaded.")
     return loaded.to(target)
 
 
-def _check_classes(path: Path) -> None:
+def _check_classes(config: Mapping[str, Any], path: Path) -> None:
     """Refuse a config.yaml that asks for other classes than pipelines, and preprocessors of pyannote's."""
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        pipeline = str(config["pipeline"]["name"])
-        preprocessors = [
-            str(value["name"]) for value in (config.get("preprocessors") or {}).values() if isinstance(value, Mapping)
-        ]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} does not describe a pipeline ({describe(error)}).") from None
-    for name in (pipeline, *preprocessors):
-        module, _, attribute = name.rpartition(".")
-        try:
-            cls = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise InputError(f"{path} asks for {name}, which is not here ({describe(error)}).") from None
+    preprocessors = config.get("preprocessors") or {}
+    if not isinstance(preprocessors, Mapping):
+        raise InputError(f"{path} does not describe a pipeline: `preprocessors` must be a mapping.")
+    names = [value.get("name") for value in preprocessors.values() if isinstance(value, Mapping)]
+    for index, name in enumerate([config["pipeline"]["name"], *names]):
+        module, _, attribute = str(name).rpartition(".")
+        cls = find_class(module, attribute, path)
         is_pipeline = isinstance(cls, type) and issubclass(cls, Pipeline)
         is_preprocessor = isinstance(cls, type) and cls.__module__.startswith("pyannote")
-        if not (is_pipeline if name == pipeline else is_preprocessor):
-            kind = "pipeline" if name == pipeline else "preprocessor of pyannote's"
+        if not (is_preprocessor if index else is_pipeline):
+            kind = "preprocessor of pyannote's" if index else "pipeline"
             raise InputError(f"{path} asks for {name}, which is no {kind}: nothing was loaded.")

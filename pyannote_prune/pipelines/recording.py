@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping
 from io import IOBase
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def check_file(file: Any) -> MutableMapping[str, Any]:
             )
         if not waveform.is_floating_point():
             raise InputError(f"{name}: waveform must be of floating-point numbers in [-1, 1], got {waveform.dtype}.")
-        if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate < 1:
+        if isinstance(sample_rate, bool) or not isinstance(sample_rate, Integral) or sample_rate < 1:
             raise InputError(f"{name}: sample_rate must be a whole number of samples per second, got {sample_rate!r}.")
         if not waveform.shape[1]:
             raise InputError(f"{name} is empty: it has no samples.")
@@ -115,6 +116,8 @@ def decode(
     try:
         # not all of it: items of a protocol's files may be computed when they are asked for
         content = {key: file[key] for key in ("audio", "waveform", "sample_rate", "uri") if key in file}
+        if "sample_rate" in content:
+            content["sample_rate"] = int(content["sample_rate"])  # resampling takes no NumPy integers
         waveform, _ = Audio(sample_rate=sample_rate, mono="downmix")({**content, "channel": channel})
     except InputError:
         raise

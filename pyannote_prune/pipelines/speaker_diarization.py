@@ -43,6 +43,14 @@ from pyannote_prune.upstream import (
 
 DEFAULT_EMBEDDING = "pyannote/wespeaker-voxceleb-resnet34-LM"
 
+# options of the published systems, of pipelines that are converted or trained
+DEFAULT_OPTIONS: dict[str, Any] = {
+    "clustering": "AgglomerativeClustering",
+    "segmentation_batch_size": 32,
+    "embedding_batch_size": 32,
+    "embedding_exclude_overlap": True,
+    "median_filter": 11,
+}
 # hyper-parameters of the published systems, by clustering
 DEFAULT_PARAMETERS: dict[str, dict[str, Any]] = {
     "AgglomerativeClustering": {"method": "centroid", "min_cluster_size": 12, "threshold": 0.7},

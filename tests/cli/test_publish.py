@@ -278,7 +278,7 @@ def other_license(directory):
         (local_embedding, "put it into"),
         (remote_segmentation, "names pyannote/segmentation-3.0 as segmentation, which is not in"),
         (broken_config, "does not describe a pipeline (ParserError"),
-        (no_pipeline, "does not describe a pipeline (KeyError: 'params')"),
+        (no_pipeline, "does not describe a pipeline (KeyError: 'segmentation')"),
         (no_config, "no config.yaml"),
         (broken_readme, "README.md has metadata that cannot be read"),
         (other_license, "README.md says something else than --license mit"),

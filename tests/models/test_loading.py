@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_upstream_models(tmp_path):
 
 
 def test_safe_pipeline(untrained, short, tmp_path):
-    convert(untrained, tmp_path / "safe", embedding=untrained / "embedding", safe=True)
+    convert(untrained, tmp_path / "safe", safe=True)
     names = {
         path.relative_to(tmp_path / "safe").as_posix() for path in (tmp_path / "safe").rglob("*") if path.is_file()
     }
@@ -81,16 +82,12 @@ def test_safe_pipeline(untrained, short, tmp_path):
     }
     same_weights(load_segmentation(tmp_path / "safe"), load_segmentation(untrained))
     # there and back, by the same command
-    convert(tmp_path / "safe", tmp_path / "back", embedding=tmp_path / "safe" / "embedding")
-    annotations = []
-    for directory in ("safe", "back"):
-        config = yaml.safe_load((tmp_path / directory / "config.yaml").read_text())
-        original = yaml.safe_load((untrained / "config.yaml").read_text())
-        config["pipeline"]["params"] |= {"median_filter": 11}
-        config["params"] = original["params"]
-        (tmp_path / directory / "config.yaml").write_text(yaml.safe_dump(config))
-        annotations.append(Pipeline.from_pretrained(tmp_path / directory)(short).speaker_diarization)
-    assert annotations[0] == annotations[1] == Pipeline.from_pretrained(untrained)(short).speaker_diarization
+    convert(tmp_path / "safe", tmp_path / "back")
+    annotations = [
+        Pipeline.from_pretrained(directory)(short).speaker_diarization
+        for directory in (untrained, tmp_path / "safe", tmp_path / "back")
+    ]
+    assert annotations[0] == annotations[1] == annotations[2]
     same_weights(*(Model.from_pretrained(path, subfolder="segmentation") for path in (untrained, tmp_path / "back")))
 
 
@@ -246,6 +243,36 @@ def test_pipelines_are_made_of_pipelines(pipeline, told, tmp_path):
     with pytest.raises(InputError, match=told):
         load_pipeline(str(tmp_path), "cpu")
     assert not (tmp_path / "proof").exists()
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """The trace that a module leaves when it is imported."""
+    (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'proof')!r}, 'w').close()\nclass Thing: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "proof"
+    sys.modules.pop("stranger", None)
+
+
+def test_modules_that_are_not_trusted_are_not_imported(stranger, changed, untrained, tmp_path, monkeypatch):
+    checkpoint = changed(lambda c: c["pyannote.audio"]["architecture"].update({"module": "stranger", "class": "Thing"}))
+    directory = tmp_path / "pipeline"
+    directory.mkdir()
+    config = yaml.safe_load((untrained / "config.yaml").read_text())
+    (directory / "config.yaml").write_text(yaml.safe_dump({**config, "pipeline": {"name": "stranger.Thing"}}))
+
+    def refused(told):
+        for load, source in ((load_model, checkpoint), (load_pipeline, str(directory))):
+            with pytest.raises(InputError, match=told):
+                load(source)
+
+    refused("Thing of stranger, which is not imported: if you trust that package, .* PYANNOTE_PRUNE_TRUSTED")
+    assert not stranger.exists()
+    monkeypatch.setenv("PYANNOTE_PRUNE_TRUSTED", "other,stranger")
+    refused("Thing.*, which is no (model|pipeline)")
+    assert stranger.exists()
+    monkeypatch.delenv("PYANNOTE_PRUNE_TRUSTED")
+    refused("which is no (model|pipeline)")  # the program has imported it
 
 
 def test_preprocessors_are_pyannotes(untrained, tmp_path):

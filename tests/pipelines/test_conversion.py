@@ -1,13 +1,18 @@
+import importlib.metadata
+import inspect
+import re
 import shutil
 
 import pytest
 import torch
 import yaml
-from pyannote.audio import Model
+from pyannote.audio import Model, Pipeline
 
-from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
+from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel, embedded_pipeline
 from pyannote_prune.errors import InputError
-from pyannote_prune.pipelines import convert
+from pyannote_prune.models import load_model, load_segmentation
+from pyannote_prune.pipelines import SpeakerDiarization, convert, write_pipeline
+from pyannote_prune.pipelines.pretrained import load_pipeline
 from tests.conftest import FIXTURES
 
 
@@ -77,6 +82,117 @@ def test_checkpoint_of_ours_to_pipeline(untrained, tmp_path):
     assert converted.specifications == original.specifications
     for key, tensor in original.state_dict().items():
         torch.testing.assert_close(converted.state_dict()[key], tensor, atol=0, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def settled(untrained, tmp_path_factory):
+    """A pipeline directory whose every option was set by somebody."""
+    directory = shutil.copytree(untrained, tmp_path_factory.mktemp("settled") / "pipeline")
+    (directory / "plda").mkdir()
+    for name in ("xvec_transform.npz", "plda.npz"):
+        (directory / "plda" / name).write_bytes(name.encode())
+    config = config_of(directory)
+    arguments = inspect.signature(SpeakerDiarization).parameters.values()
+    options = {argument.name: argument.default for argument in arguments if argument.name not in ("token", "cache_dir")}
+    options |= {"segmentation": "$model/segmentation", "embedding": "$model/embedding", "plda": "$model/plda"}
+    options |= {"normalize": True, "median_filter": 7, "channel": 1, "segmentation_step": 0.2, "max_speakers": 9}
+    options |= {"embedding_exclude_overlap": True, "segmentation_batch_size": 3, "precision": "float32"}
+    config["pipeline"]["params"] = options
+    config["params"]["clustering"] |= {"threshold": 0.61, "min_cluster_size": 5}
+    config["preprocessors"] = {"audio": "/recordings/{uri}.wav"}
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
+    return directory
+
+
+@pytest.mark.parametrize("kinds", [{}, {"safe": True}, {"half": True}, {"safe": True, "half": True}])
+def test_pipelines_keep_their_settings(kinds, settled, tmp_path):
+    out = convert(settled, tmp_path / "out", **kinds)
+    assert config_of(out) == config_of(settled)
+    assert (out / "plda" / "plda.npz").read_bytes() == b"plda.npz"
+    name = "model.safetensors" if "safe" in kinds else "pytorch_model.bin"
+    assert (out / "embedding" / name).is_file()
+    actual, wanted = (load_model(directory, subfolder="embedding").state_dict() for directory in (out, settled))
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(actual[key], tensor, atol=1e-3, rtol=1e-3)
+
+
+def test_settings_of_another_pipeline(settled, untrained, tmp_path):
+    """Those that a fine-tuned checkpoint came from."""
+    checkpoint = embedded_pipeline() / "segmentation" / "pytorch_model.bin"
+    out = convert(checkpoint, tmp_path / "out", settings_from=settled)
+    assert config_of(out) == config_of(settled)
+    assert load_segmentation(out).hparams.wavlm == load_segmentation(checkpoint).hparams.wavlm
+    assert load_model(out, subfolder="embedding").hparams == load_model(settled, subfolder="embedding").hparams
+    # and another embedding, since it is named
+    out = convert(checkpoint, tmp_path / "other", settings_from=settled, embedding="owner/name")
+    wanted = config_of(settled)["pipeline"]["params"]
+    assert config_of(out)["pipeline"]["params"] == {**wanted, "embedding": "owner/name"}
+    with pytest.raises(InputError, match="has no settings: expected a pipeline directory"):
+        convert(checkpoint, tmp_path / "no", settings_from=untrained / "segmentation")
+    config = config_of(untrained)
+    config["pipeline"]["name"] = "pyannote.audio.pipelines.SpeakerDiarization"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError, match=r"describes a pyannote\.audio.*convert its segmentation folder"):
+        convert(checkpoint, tmp_path / "no", settings_from=tmp_path)
+    assert not (tmp_path / "no").exists()
+
+
+def test_one_set_of_defaults(untrained, segmentation, tmp_path):
+    """A checkpoint, a DiariZen repository that says nothing else, and what training writes."""
+    source = with_config(tmp_path, "base-pruned")
+    settings = re.compile(r"^\[(inference|clustering)\.args\]\n(?:^(?!\[).*\n?)*", re.MULTILINE)
+    text = (source / "config.toml").read_text()
+    assert len(settings.findall(text)) == 2
+    (source / "config.toml").write_text(settings.sub("", text))
+    convert(untrained / "segmentation", tmp_path / "checkpoint")
+    convert(source, tmp_path / "diarizen")
+    write_pipeline(tmp_path / "trained", segmentation)
+    options = [config_of(tmp_path / name)["pipeline"]["params"] for name in ("checkpoint", "diarizen", "trained")]
+    assert options[0] == options[2]
+    assert options[0].items() <= options[1].items()
+    assert options[0]["median_filter"] == 11
+    assert options[0]["segmentation_batch_size"] == options[0]["embedding_batch_size"] == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"half": True}, "is a backbone, but --half can only"),
+        ({"safe": True, "embedding": "a/b"}, "is a backbone, but --embedding and --safe can only"),
+        ({"settings_from": embedded_pipeline()}, "is a backbone, but --settings-from can only"),
+        ({"half": True, "to_transformers": True}, "--to-transformers writes a backbone, but --half can only"),
+    ],
+)
+def test_options_of_pipelines_for_backbones(options, named, tmp_path):
+    with pytest.raises(InputError, match=named):
+        convert(FIXTURES / "large-pruned" / "wavlm_backbone.bin", tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def release(monkeypatch, version):
+    """Pretend that this is another release."""
+    installed = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: version if name == "pyannote-prune" else installed(name)
+    )
+
+
+def test_later_releases_load_directories(untrained, monkeypatch, tmp_path):
+    release(monkeypatch, "1.0.0")
+    for directory in (untrained, embedded_pipeline()):
+        assert config_of(directory)["format_version"] == 1
+        assert type(Pipeline.from_pretrained(directory)) is SpeakerDiarization
+    # those of the first releases depend on them
+    directory = shutil.copytree(untrained, tmp_path / "old")
+    config = config_of(untrained)
+    del config["format_version"]
+    config["dependencies"]["pyannote-prune"] = "0.1.0"
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
+    assert type(load_pipeline(str(directory), "cpu")) is SpeakerDiarization
+    config["format_version"] = 2
+    (directory / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError, match=r"config\.yaml is of format version 2, .*upgrade it"):
+        load_pipeline(str(directory), "cpu")
 
 
 def test_backbone_to_model_directory(tmp_path):

@@ -67,6 +67,28 @@ def test_revision(published):
             load(REPOSITORY, revision="v2", token=READER)
 
 
+def test_one_commit_is_loaded(published, monkeypatch):
+    """Nobody can change a pipeline between the check of its config.yaml and the download of its models."""
+    checked = published.branches[REPOSITORY]["v1"]
+    answer = published.answer
+
+    def change(method, path, token, body):
+        reply = answer(method, path, token, body)
+        if method == "GET" and path.endswith("config.yaml"):
+            hostile = {name: b"hostile" for name in published.files(REPOSITORY, "v1")}
+            published.commit(REPOSITORY, "v1", hostile)
+        return reply
+
+    monkeypatch.setattr(published, "answer", change)
+    assert type(load_pipeline(REPOSITORY, "cpu", revision="v1", token=READER)) is SpeakerDiarization
+    assert published.branches[REPOSITORY]["v1"] != checked
+    configs = [path for method, path, _ in published.requests if method == "GET" and path.endswith("config.yaml")]
+    assert len(configs) == 1
+    models = [path for method, path, _ in published.requests if path.endswith("pytorch_model.bin")]
+    assert models
+    assert all(f"/{checked}/" in path for path in models)
+
+
 def test_private_repository_without_token(published, capsys, tmp_path):
     with pytest.raises(InputError, match=rf"private or gated.*{published.url}/{REPOSITORY}.*HF_TOKEN\.$"):
         load_pipeline(REPOSITORY, "cpu", revision="v1")

@@ -8,7 +8,7 @@ import torchaudio
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.models.audio import Audio
-from pyannote_prune.pipelines.recording import decode
+from pyannote_prune.pipelines.recording import check_file, decode
 
 
 def decoded(path, channel=None, rate=16000):
@@ -74,6 +74,16 @@ def test_writes_reach_the_file():
     assert file["cache"] == 1
     assert recording["channel"] is None  # selected already
     assert file["channel"] == 0
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint16])
+def test_sample_rates_of_numpy(kind):
+    """As SciPy's reader of wav files returns them."""
+    waveform = torch.rand(1, 8000, generator=torch.Generator().manual_seed(0))
+    files = [{"waveform": waveform, "sample_rate": rate} for rate in (kind(8000), 8000)]
+    actual, wanted = (decode(check_file(file), 16000)["waveform"] for file in files)
+    assert actual.shape == (1, 16000)
+    torch.testing.assert_close(actual, wanted, atol=0, rtol=0)
 
 
 def test_bad_recordings(tmp_path):

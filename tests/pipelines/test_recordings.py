@@ -184,6 +184,7 @@ def test_broken(kind, told, diarize, samples, tmp_path):
         ({"waveform": torch.zeros(1, RATE, dtype=torch.int16), "sample_rate": RATE}, "floating-point .* torch.int16"),
         ({"waveform": torch.zeros(1, RATE)}, "sample_rate must be a whole number .* got None"),
         ({"waveform": torch.zeros(1, RATE), "sample_rate": 0}, "sample_rate must be .* got 0"),
+        ({"waveform": torch.zeros(1, RATE), "sample_rate": np.float64(RATE)}, "sample_rate must be .* got np.float64"),
         ({"waveform": torch.zeros(1, RATE), "sample_rate": "16k"}, "sample_rate must be .* got '16k'"),
         ({"waveform": torch.zeros(1, 0), "sample_rate": RATE}, "is empty"),
         ({"waveform": torch.full((1, RATE), torch.nan), "sample_rate": RATE}, "not finite"),
