@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from pyannote.audio import Model
 from pyannote.audio.core.task import Task
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.simulation import Simulator
+from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
 
 RECORDS = {"compress": "compress.yaml", "train": "train.yaml"}
 # that of `train` before it had one of its own
@@ -65,7 +68,24 @@ MAY_CHANGE = (
     "*gradient_percentile",
 )
 # paths, which may be spelled in several ways
-PATHS = ("registry", "embedding", "backbone", "model.checkpoint", "model.wavlm", "*.teacher", "*.voices", "*.speakers")
+PATHS = (
+    "registry",
+    "embedding",
+    "backbone",
+    "model.checkpoint",
+    "model.wavlm",
+    "*task.teacher",
+    "*task.teacher_labels",
+    "*task.unlabelled",
+    "*.simulation.*",
+)
+# of settings of tasks that are not given, or that came with a later version than a record
+DEFAULTS = {
+    name: list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+    for owner in (Simulator, SpeakerDiarization, StructuredPruning)
+    for name, parameter in signature(owner).parameters.items()
+    if parameter.default is not parameter.empty
+}
 
 
 def check_settings(directory: Path, command: str, settings: Mapping[str, Any], finished: Sequence[str] = ()) -> None:
@@ -144,8 +164,8 @@ def _differences(recorded: Mapping[str, Any], given: Mapping[str, Any], finished
     before, now = dict(_flat(recorded)), dict(_flat(given))
     for name in sorted(before.keys() | now.keys()):
         binds = name.split(".")[0] in MUST_MATCH and not any(fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
-        # what is missing from one of them came with another version, and is off by default
-        old, new = before.get(name), now.get(name)
+        default = DEFAULTS.get(name.rsplit(".", 1)[-1]) if "task." in name else None
+        old, new = before.get(name, default), now.get(name, default)
         # old records refer from one setting to another
         if (binds or name in finished) and old != new and not str(old).startswith("${"):
             yield f"{name} is {_shown(old)} there and {_shown(new)} here"

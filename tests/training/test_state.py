@@ -80,7 +80,9 @@ def begun(tmp_path, monkeypatch):
         {"optimizer__lr": 1e-4, "optimizer__backbone_lr": 1e-5, "prune__0__task__gate_lr": 0.1},
         {"gradient_percentile": 50},
         {"registry": "./database.yml", "directory": "../somewhere/run", "embedding": "org/another"},
-        {"task__soft_labels": None},  # of another version
+        # missing, as in a record of an earlier version, and then at their defaults
+        {"task__simulation": {"voices": None, "far_field": 0.0, "level": [-15.0, 10.0]}, "task__teacher_weight": 0.3},
+        {"prune__0__task__diarization_weight": 0.0, "prune__0__task__distilled_layers": None},
     ],
 )
 def test_may_change(changes, begun):
@@ -101,6 +103,8 @@ def test_may_change(changes, begun):
         ({"prune": [*SETTINGS["prune"], {"task": {}}]}, "prune.1 is none there and given here"),
         ({"finetune": None}, "finetune is given there and none here"),
         ({"task__duration": 5.0}, "task.duration is 8.0 there and 5.0 here"),
+        ({"distil__task": {"diarization_weight": 1.0}}, "distil.task.diarization_weight is 0.0 there and 1.0 here"),
+        ({"task__simulation": {"voices": "voices"}}, "task.simulation.voices is none there and voices here"),
         ({"optimizer": {**SETTINGS["optimizer"], "_target_": "torch.optim.SGD"}}, "optimizer._target_"),
         ({"augmentation": {"transform": "Gain"}}, "augmentation is none there and given here"),
     ],
