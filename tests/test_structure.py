@@ -11,9 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "pyannote_prune"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # from the highest to the lowest: a room knows those that follow it
-ROOMS = """
-    cli reports training evaluation corpora pipelines tasks simulation inference models checkpoints pruning wavlm
-""".split()
+ROOMS = [
+    *("cli", "reports", "training", "evaluation", "corpora", "pipelines", "tasks", "simulation", "inference", "models"),
+    *("checkpoints", "pruning", "wavlm"),
+]
 # modules of no room: those that all may import, and those that hand names of rooms on
 LEAVES = {"errors", "protocols", "upstream"}
 FACADES = {"__init__", "interop"}
