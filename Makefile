@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-slow lint docs clean
 
 demo: .venv/installed ## diarize the sample conversation that ships in pyannote.audio
 	$(BIN)/pyannote-prune demo
@@ -9,6 +9,9 @@ demo: .venv/installed ## diarize the sample conversation that ships in pyannote.
 # a process per core, each of one thread
 test: lint ## what continuous integration runs
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report term-missing
+
+test-slow: .venv/installed ## what takes minutes: the wheel, a thousand recordings
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m 'slow and not cuda'
 
 lint: .venv/installed
 	$(BIN)/ruff check .

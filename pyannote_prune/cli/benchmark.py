@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from pyannote_prune.cli.flags import AsJson, AsMarkdown, Device
+from pyannote_prune.cli.arguments import AsJson, AsMarkdown, Device
 
 app = typer.Typer(help="Measure speed and memory, side by side.", no_args_is_help=True)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pyannote_prune.cli.flags import Revision, Token
+from pyannote_prune.cli.arguments import Revision, Token
 
 
 def convert(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
-from pyannote_prune.cli.flags import Device, Revision, Token
+from pyannote_prune.cli.arguments import Device, Revision, Token
 from pyannote_prune.errors import InputError, debugging, describe, full_traceback, is_expected
 
 

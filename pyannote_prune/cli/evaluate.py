@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pyannote_prune.cli.flags import AsMarkdown, Device
+from pyannote_prune.cli.arguments import AsMarkdown, Device
 
 
 def evaluate(

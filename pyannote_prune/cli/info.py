@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pyannote_prune.cli.flags import AsJson, Revision, Token
+from pyannote_prune.cli.arguments import AsJson, Revision, Token
 from pyannote_prune.errors import InputError
 
 
