@@ -16,7 +16,7 @@ from pyannote_prune.checkpoints.lightning import DESCRIPTION, PICKLED, SAFE, che
 from pyannote_prune.checkpoints.sources import HUB_ID, check_hub_id
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.models import load_model
-from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING, DEFAULT_OPTIONS, DEFAULT_PARAMETERS
+from pyannote_prune.pipelines.parts import DEFAULT_EMBEDDING, DEFAULT_OPTIONS, DEFAULT_PARAMETERS
 from pyannote_prune.wavlm.configuration import FORMAT_VERSION, check_format
 
 CONFIG = "config.yaml"

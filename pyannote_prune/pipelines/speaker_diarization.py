@@ -11,7 +11,6 @@ import numpy as np
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pyannote.audio import Model
 from pyannote.audio.core.io import AudioFile
-from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiarization
 from pyannote.audio.pipelines.clustering import BaseClustering
 from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
@@ -24,8 +23,15 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.inference.chunks import embed_chunks, embedding_masks, fold_batch_norms, pools_by_speaker
 from pyannote_prune.inference.memory import within_memory
 from pyannote_prune.inference.windows import SegmentationInference
-from pyannote_prune.models import load_model
-from pyannote_prune.pipelines.clustering import ClusteredSegmentations, PortablePLDA, save_memory
+from pyannote_prune.pipelines.clustering import ClusteredSegmentations, save_memory
+from pyannote_prune.pipelines.parts import (
+    DEFAULT_EMBEDDING,
+    DEFAULT_PARAMETERS,
+    is_foreign,
+    load_part,
+    load_plda,
+    name_of_part,
+)
 from pyannote_prune.pipelines.recording import check_file, decode
 from pyannote_prune.upstream import (
     EMBEDDING_CACHE,
@@ -40,22 +46,6 @@ from pyannote_prune.upstream import (
     set_segmentation_inference,
     speaker_embedding,
 )
-
-DEFAULT_EMBEDDING = "pyannote/wespeaker-voxceleb-resnet34-LM"
-
-# options of the published systems, of pipelines that are converted or trained
-DEFAULT_OPTIONS: dict[str, Any] = {
-    "clustering": "AgglomerativeClustering",
-    "segmentation_batch_size": 32,
-    "embedding_batch_size": 32,
-    "embedding_exclude_overlap": True,
-    "median_filter": 11,
-}
-# hyper-parameters of the published systems, by clustering
-DEFAULT_PARAMETERS: dict[str, dict[str, Any]] = {
-    "AgglomerativeClustering": {"method": "centroid", "min_cluster_size": 12, "threshold": 0.7},
-    "VBxClustering": {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8},
-}
 
 
 class SpeakerDiarization(UpstreamSpeakerDiarization):
@@ -142,16 +132,16 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             raise InputError(f"median_filter must be an odd number of frames, got {median_filter}.")
         models = {}
         try:
-            models["segmentation"] = _load(segmentation, token, cache_dir)
-            unloaded = clustering == "OracleClustering" or _is_foreign(embedding)
-            models["embedding"] = embedding if unloaded else _load(embedding, token, cache_dir)
+            models["segmentation"] = load_part(segmentation, token, cache_dir)
+            unloaded = clustering == "OracleClustering" or is_foreign(embedding)
+            models["embedding"] = embedding if unloaded else load_part(embedding, token, cache_dir)
             super().__init__(
                 legacy=legacy,
                 segmentation=models["segmentation"],
                 segmentation_step=segmentation_step,
                 embedding=models["embedding"],
                 embedding_exclude_overlap=embedding_exclude_overlap,
-                plda=_load_plda(plda, token, cache_dir) if clustering == "VBxClustering" else NoPLDA(),
+                plda=load_plda(plda, token, cache_dir) if clustering == "VBxClustering" else NoPLDA(),
                 clustering=clustering,
                 embedding_batch_size=embedding_batch_size,
                 segmentation_batch_size=segmentation_batch_size,
@@ -162,7 +152,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
             raise InputError(
                 f"A model could not be downloaded from the hub ({type(error).__name__}; segmentation: "
-                f"{_name(segmentation)}, embedding: {_name(embedding)}). Without network, use local ones: "
+                f"{name_of_part(segmentation)}, embedding: {name_of_part(embedding)}). Without network, use local ones: "
                 "`convert --embedding FILE` puts an embedding into the pipeline directory."
             ) from error
         # as upstream has them: what was asked for, rather than a second reference to each model
@@ -392,34 +382,3 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         )
         # `pyannote-audio optimize` scores what is returned, which must be an annotation
         return output.speaker_diarization if self.training and isinstance(output, DiarizeOutput) else output
-
-
-def _load(model: PipelineModel, token: str | None, cache_dir: Path | str | None) -> Model:
-    """A model, read without running anything in its checkpoint."""
-    if isinstance(model, Model):
-        return model
-    arguments = dict(model) if isinstance(model, Mapping) else {"checkpoint": model}
-    return load_model(**{"token": token, "cache_dir": cache_dir, **arguments}).eval()
-
-
-def _load_plda(plda: PipelinePLDA, token: str | None, cache_dir: Path | str | None) -> PLDA:
-    """A PLDA that can be pickled, unless it is loaded already."""
-    if isinstance(plda, PLDA):
-        return plda
-    arguments = dict(plda) if isinstance(plda, Mapping) else {"checkpoint": plda}
-    return PortablePLDA.from_pretrained(**{"token": token, "cache_dir": cache_dir, **arguments})
-
-
-def _is_foreign(embedding: PipelineModel) -> bool:
-    """Whether upstream takes an embedding from another library, as it tells by its name."""
-    return (
-        isinstance(embedding, str)
-        and not Path(embedding).exists()
-        and "pyannote" not in embedding
-        and any(name in embedding for name in ("speechbrain", "nvidia", "wespeaker"))
-    )
-
-
-def _name(model: PipelineModel) -> str:
-    """What a model is called in messages: a token may come with it."""
-    return str(model["checkpoint"] if isinstance(model, Mapping) else model)

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from pyannote.audio import Model
 
 from pyannote_prune.models import load_model
-from pyannote_prune.pipelines.directory import DEFAULT_OPTIONS, write_pipeline, write_whole
-from pyannote_prune.pipelines.speaker_diarization import DEFAULT_EMBEDDING
+from pyannote_prune.pipelines.directory import write_pipeline, write_whole
+from pyannote_prune.pipelines.parts import DEFAULT_EMBEDDING, DEFAULT_OPTIONS
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
 from pyannote_prune.training.checks import check_recipe, chunks_of
 from pyannote_prune.training.options import Recipe, Stage
