@@ -16,7 +16,7 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.models import load_segmentation
 from pyannote_prune.models.loading import from_diarizen
 from pyannote_prune.pipelines.directory import CLASS, CONFIG, INSIDE, read_config, write_pipeline, write_whole
-from pyannote_prune.pipelines.speaker_diarization import (
+from pyannote_prune.pipelines.parts import (
     DEFAULT_EMBEDDING,
     DEFAULT_OPTIONS,
     DEFAULT_PARAMETERS,

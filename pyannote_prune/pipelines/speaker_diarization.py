@@ -152,7 +152,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
             raise InputError(
                 f"A model could not be downloaded from the hub ({type(error).__name__}; segmentation: "
-                f"{name_of_part(segmentation)}, embedding: {name_of_part(embedding)}). Without network, use local ones: "
+                f"{name_of_part(segmentation)}, embedding: {name_of_part(embedding)}). Without network, use local: "
                 "`convert --embedding FILE` puts an embedding into the pipeline directory."
             ) from error
         # as upstream has them: what was asked for, rather than a second reference to each model
