@@ -20,8 +20,8 @@ from pyannote_prune.pipelines.parts import (
     DEFAULT_EMBEDDING,
     DEFAULT_OPTIONS,
     DEFAULT_PARAMETERS,
-    SpeakerDiarization,
 )
+from pyannote_prune.pipelines.speaker_diarization import SpeakerDiarization
 
 # DiariZen's settings that pyannote's VBx has as constants
 _VBX_CONSTANTS = {"ahc_criterion": "distance", "lda_dim": 128, "max_iters": 20}
