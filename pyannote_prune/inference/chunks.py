@@ -47,7 +47,9 @@ def fold_batch_norms(model: Model) -> Model:
     for parent in folded.modules():
         for (name, conv), (next_name, following) in pairwise(list(parent.named_children())):
             # a normalisation, or one followed by its activation
-            holder, norm_name = (following, "batchnorm") if isinstance(following, nn.Sequential) else (parent, next_name)
+            holder, norm_name = (
+                (following, "batchnorm") if isinstance(following, nn.Sequential) else (parent, next_name)
+            )
             norm = getattr(holder, norm_name, None)
             if isinstance(conv, (nn.Conv1d, nn.Conv2d)) and isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 setattr(parent, name, nn.utils.fusion.fuse_conv_bn_eval(conv, norm))

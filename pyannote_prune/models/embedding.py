@@ -222,7 +222,7 @@ def _mask(lengths: Tensor, num_frames: int) -> Tensor:
 
 
 class _RowNorm(nn.BatchNorm1d):
-    """Batch normalisation that takes one row in training, too: it has no variance, and is normalised as in evaluation."""
+    """Batch normalisation that takes one row in training, too, which has no variance, as it does in evaluation"""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.shape[0] == 1:

@@ -20,11 +20,11 @@ from tests.conftest import FIXTURES, SAMPLE
 from tests.tasks.test_structured_pruning import SampleConversation
 
 
-def small() -> CAMPPlus:
+def small(**other) -> CAMPPlus:
     """One of layers that differ, whose normalisations have statistics."""
     torch.manual_seed(0)
     shape = {"bottlenecks": [[8, 4], [6, 2, 4], [8]], "growths": [[4, 2], [3, 4, 2], [4]], "transitions": [6, 8, 5]}
-    model = CAMPPlus(num_filters=4, tdnn_channels=12, dimension=24, **shape)
+    model = CAMPPlus(num_filters=4, tdnn_channels=12, dimension=24, **{**shape, **other})
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_(std=0.2)
@@ -283,27 +283,23 @@ def test_exports(speakers):
             torch.testing.assert_close(program(*arguments), model(*arguments), atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
-@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("with_weights", [False, True])
-def test_compiles(training, with_weights):
+def test_compiles(with_weights):
     """As one graph, with gradients and without."""
-    model = small()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    for batch, num_samples in ((2, 16000), (3, 40000)):
-        waveforms = torch.randn(batch, 1, num_samples)
-        arguments = (waveforms, some_weights(batch, 2, 99)) if with_weights else (waveforms,)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(*arguments), model(*arguments), atol=1e-5, rtol=1e-5, equal_nan=True)
-        model.train(training)
-        gradients = []
-        for one in (model, compiled):
-            model.zero_grad()
-            one(*arguments).nan_to_num().square().sum().backward()
-            gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-        model.eval()
-        for wanted, actual in zip(*gradients, strict=True):
-            scale = wanted.abs().max().item()
-            torch.testing.assert_close(actual, wanted, atol=1e-4 * scale + 1e-7, rtol=1e-3)
+    model = small(bottlenecks=[[3], [2], [4]], growths=[[2], [3], [2]])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    waveforms = torch.randn(2, 1, 16000)
+    arguments = (waveforms, some_weights(2, 2, 99)) if with_weights else (waveforms,)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*arguments), model(*arguments), atol=1e-5, rtol=1e-5, equal_nan=True)
+    gradients = []
+    for one in (model, compiled):
+        model.zero_grad()
+        embeddings = one(*arguments)
+        embeddings.masked_fill(embeddings.isnan(), 0).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for wanted, actual in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, wanted, atol=1e-4 * wanted.abs().max().item() + 1e-6, rtol=1e-3)
 
 
 def test_dynamic_quantisation():
