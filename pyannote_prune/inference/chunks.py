@@ -15,10 +15,11 @@ from pyannote.audio.models.embedding import XVectorMFCC, XVectorSincNet
 from pyannote.core import SlidingWindowFeature
 from torch import Tensor, nn
 
+from pyannote_prune.models.embedding import CAMPPlus
 from pyannote_prune.upstream import BaseWeSpeakerResNet
 
 # whose statistics pooling takes weights shaped (batch, speakers, frames)
-_POOLS_BY_SPEAKER = (BaseWeSpeakerResNet, XVectorMFCC, XVectorSincNet)
+_POOLS_BY_SPEAKER = (BaseWeSpeakerResNet, CAMPPlus, XVectorMFCC, XVectorSincNet)
 
 
 def pools_by_speaker(embedding: Any) -> bool:
@@ -27,28 +28,33 @@ def pools_by_speaker(embedding: Any) -> bool:
 
 
 def fold_batch_norms(model: Model) -> Model:
-    """Same embeddings from fewer operations: a copy whose normalisations are part of its convolutions
+    """Same embeddings from fewer operations: a copy whose normalisations are part of the convolutions before them
+
+    Those of CAM++ that come first, before a ReLU and a convolution, stay: a ReLU is between.
 
     Parameters
     ----------
     model : Model
-        In evaluation mode.
 
     Returns
     -------
-    model : Model
-        The same one where it has a structure that is not known.
+    folded : Model
+        In evaluation mode. The same model where it has a structure that is not known.
     """
-    if not isinstance(model, BaseWeSpeakerResNet):
+    if not isinstance(model, (BaseWeSpeakerResNet, CAMPPlus)):
         return model
-    model = copy.deepcopy(model)
-    for parent in model.modules():
-        children = list(parent.named_children())
-        for (conv_name, conv), (norm_name, norm) in pairwise(children):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, conv_name, nn.utils.fusion.fuse_conv_bn_eval(conv, norm))
-                setattr(parent, norm_name, nn.Identity())
-    return model.to(memory_format=torch.channels_last)
+    folded = copy.deepcopy(model).eval()
+    for parent in folded.modules():
+        for (name, conv), (next_name, following) in pairwise(list(parent.named_children())):
+            # a normalisation, or one followed by its activation
+            holder, norm_name = (
+                (following, "batchnorm") if isinstance(following, nn.Sequential) else (parent, next_name)
+            )
+            norm = getattr(holder, norm_name, None)
+            if isinstance(conv, (nn.Conv1d, nn.Conv2d)) and isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                setattr(parent, name, nn.utils.fusion.fuse_conv_bn_eval(conv, norm))
+                setattr(holder, norm_name, nn.Identity())
+    return folded.to(memory_format=torch.channels_last)
 
 
 def embedding_masks(embedding: Any, segmentations: SlidingWindowFeature, exclude_overlap: bool) -> np.ndarray:

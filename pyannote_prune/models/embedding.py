@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from pyannote.audio import Model
+from pyannote.audio.core.task import Task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyannote_prune.checkpoints.lightning import VersionedCheckpoint
-from pyannote_prune.upstream import BaseWeSpeakerResNet
+from pyannote_prune.models.audio import Audio
+from pyannote_prune.models.filterbank import MelFilterbank
+from pyannote_prune.upstream import multi_conv_num_frames, multi_conv_receptive_field_size
 
 # rows of one pass when speakers are cut out of chunks: those of similar length go together
 _ROWS = 16
@@ -18,7 +21,7 @@ _ROWS = 16
 _SEGMENT = 100
 
 
-class CAMPPlus(VersionedCheckpoint, BaseWeSpeakerResNet):
+class CAMPPlus(VersionedCheckpoint, Model):
     """CAM++ of any shape: 80 mel bands > two-dimensional convolutions > densely connected TDNN > statistics > embedding
 
     Names of parameters are those of 3D-Speaker, whose checkpoints `load_state_dict` takes as they are for the
@@ -42,10 +45,19 @@ class CAMPPlus(VersionedCheckpoint, BaseWeSpeakerResNet):
         Channels after each block.
     dimension : int, optional
         Of embeddings.
-    window_type : str, optional
+    sample_rate : int, optional
+        In Hz.
+    num_channels : int, optional
+        Of audio. Only mono is supported.
+    num_mel_bins : int, optional
+        Bands of the filterbank.
+    frame_length, frame_shift : float, optional
+        Of the filterbank, in milliseconds.
+    dither : float, optional
+        Standard deviation of the noise that the filterbank adds to samples, whose range is that of 16 bits.
+    window_type : {"povey", "hamming", "hanning", "blackman", "rectangular"}, optional
         Of the filterbank.
-    **kwargs
-        More of the filterbank, and `task`, as upstream.
+    task : Task, optional
 
     References
     ----------
@@ -61,17 +73,26 @@ class CAMPPlus(VersionedCheckpoint, BaseWeSpeakerResNet):
         growths: Sequence[Sequence[int]] = ((32,) * 12, (32,) * 24, (32,) * 16),
         transitions: Sequence[int] = (256, 512, 512),
         dimension: int = 192,
+        sample_rate: int = 16000,
+        num_channels: int = 1,
+        num_mel_bins: int = 80,
+        frame_length: float = 25.0,
+        frame_shift: float = 10.0,
+        dither: float = 0.0,
         window_type: str = "povey",
-        **kwargs: Any,
+        task: Task | None = None,
     ) -> None:
-        super().__init__(window_type=window_type, **kwargs)
+        super().__init__(sample_rate=sample_rate, num_channels=num_channels, task=task)
         bottlenecks, growths = [[*block] for block in bottlenecks], [[*block] for block in growths]
         transitions = [*transitions]
-        self.save_hyperparameters("num_filters", "tdnn_channels", "bottlenecks", "growths", "transitions")
-        self.save_hyperparameters({"dimension": dimension})
+        self.save_hyperparameters("num_filters", "tdnn_channels", "bottlenecks", "growths", "transitions", "dimension")
+        self.save_hyperparameters("num_mel_bins", "frame_length", "frame_shift", "dither", "window_type")
 
+        self.audio = Audio(sample_rate=sample_rate, mono="downmix")
+        self.filterbank = MelFilterbank(sample_rate, num_mel_bins, frame_length, frame_shift, dither, window_type)
         self.head = _Head(num_filters)
-        channels = num_filters * (self.hparams.num_mel_bins // 8)
+        # each of three convolutions keeps half of the bands, rounded up
+        channels = num_filters * -(-num_mel_bins // 8)
         self.xvector = nn.ModuleDict()
         self.xvector["tdnn"] = _Unit(nn.Conv1d(channels, tdnn_channels, 5, stride=2, padding=2, bias=False))
         channels = tdnn_channels
@@ -85,7 +106,7 @@ class CAMPPlus(VersionedCheckpoint, BaseWeSpeakerResNet):
             channels = after
         self.xvector["out_nonlinear"] = _nonlinear(channels)
         normalization = nn.Sequential()
-        normalization.add_module("batchnorm", nn.BatchNorm1d(dimension, affine=False))
+        normalization.add_module("batchnorm", _RowNorm(dimension, affine=False))
         linear = nn.Conv1d(2 * channels, dimension, 1, bias=False)
         self.xvector["dense"] = nn.ModuleDict({"linear": linear, "nonlinear": normalization})
 
@@ -93,6 +114,32 @@ class CAMPPlus(VersionedCheckpoint, BaseWeSpeakerResNet):
     def dimension(self) -> int:
         """Dimension of embeddings"""
         return self.hparams.dimension
+
+    @property
+    def _convolutions(self) -> dict[str, list[int]]:
+        """The filterbank and the first layer of the TDNN, by which frames become fewer."""
+        return {
+            "kernel_size": [self.filterbank.size, 5],
+            "stride": [self.filterbank.step, 2],
+            "padding": [0, 2],
+            "dilation": [1, 1],
+        }
+
+    def num_frames(self, num_samples: int) -> int:
+        """Number of frames that statistics are computed of, from the number of samples"""
+        return multi_conv_num_frames(num_samples, **self._convolutions)
+
+    def receptive_field_size(self, num_frames: int = 1) -> int:
+        """Number of samples that are needed for a number of frames
+
+        Convolutions that keep the number of frames do not count, here as in pyannote's own models.
+        """
+        return multi_conv_receptive_field_size(num_frames, **self._convolutions)
+
+    def receptive_field_center(self, frame: int = 0) -> int:
+        """Index of the sample in the middle of those that a frame is computed from"""
+        step = self.receptive_field_size(2) - self.receptive_field_size(1)
+        return frame * step + (self.receptive_field_size(1) - 1) // 2
 
     def forward(self, waveforms: Tensor, weights: Tensor | None = None) -> Tensor:
         """Extract speaker embeddings
@@ -107,54 +154,80 @@ class CAMPPlus(VersionedCheckpoint, BaseWeSpeakerResNet):
         -------
         embeddings : (batch, dimension) or (batch, num_speakers, dimension) Tensor
             NaN for a speaker without a frame.
+
+        Raises
+        ------
+        InputError
+            When waveforms are shorter than a frame of the filterbank.
         """
-        features = torch.vmap(self._fbank)(waveforms * (1 << 15))
+        features = self.filterbank(waveforms)
         if weights is None:
             return self._embed(features)
-        speakers = weights[:, None] if weights.ndim == 2 else weights
-        speaking = F.interpolate(speakers.float(), features.shape[1], mode="nearest") > 0.5
-        embeddings = features.new_full((*speakers.shape[:2], self.dimension), torch.nan)
-        lengths = speaking.sum(2)
-        rows = [(chunk, speaker) for chunk, speaker in lengths.nonzero().tolist()]
-        rows.sort(key=lambda row: lengths[row])
-        for first in range(0, len(rows), _ROWS):
-            some = rows[first : first + _ROWS]
-            chosen = [features[chunk, speaking[chunk, speaker]] for chunk, speaker in some]
-            chunk, speaker = zip(*some, strict=True)
-            embeddings[list(chunk), list(speaker)] = self._embed(
-                nn.utils.rnn.pad_sequence(chosen, batch_first=True), torch.tensor([*map(len, chosen)])
-            )
-        return embeddings[:, 0] if weights.ndim == 2 else embeddings
+        rows = weights.flatten(0, -2)[:, None].float()
+        speaking = F.interpolate(rows, features.shape[1], mode="nearest")[:, 0] > 0.5
+        return self._embed_speakers(features, speaking).unflatten(0, weights.shape[:-1])
+
+    def _embed_speakers(self, features: Tensor, speaking: Tensor) -> Tensor:
+        """(batch, num_frames, num_mel_bins) features, of which each of (batch * num_speakers, num_frames) rows chooses
+        some, to (batch * num_speakers, dimension) embeddings."""
+        num_rows, num_frames = speaking.shape
+        lengths = speaking.sum(1)
+        # a speaker's frames first, in their order
+        frames = (torch.arange(num_frames, device=speaking.device) + num_frames * ~speaking).argsort(1)
+        chunks = torch.arange(num_rows, device=speaking.device) // (num_rows // features.shape[0])
+        if self.training or torch.compiler.is_compiling():
+            # normalisations see all rows; shapes do not depend on what is in weights
+            groups = [(torch.arange(num_rows, device=speaking.device), num_frames)]
+        else:
+            rows = lengths.argsort()
+            rows = rows[lengths[rows] > 0]
+            groups = [(some, int(lengths[some[-1]])) for some in rows.split(_ROWS) if len(some)]
+        embeddings = features.new_zeros(num_rows, self.dimension)
+        for some, longest in groups:
+            chosen = features[chunks[some, None], frames[some, :longest]]
+            embeddings[some] = self._embed(chosen, lengths[some].clamp(min=1))
+        return embeddings.masked_fill(lengths[:, None] == 0, torch.nan)
 
     def _embed(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(batch, num_frames, num_mel_bins) features, of which `lengths` count, to (batch, dimension) embeddings."""
-        num_frames = features.shape[1]
+        batch, num_frames, _ = features.shape
         if lengths is None:
-            lengths = torch.full((len(features),), num_frames)
-        lengths = lengths.to(features.device)
-        keep = _mask(lengths, num_frames)
+            lengths = torch.full((batch,), num_frames, device=features.device)
+        keep = _mask(lengths, num_frames).to(features)
         features = (features - (features * keep.mT).sum(1, keepdim=True) / lengths[:, None, None]) * keep.mT
         x = self.xvector["tdnn"](self.head(features.mT, keep))
         lengths = (lengths + 1) // 2
-        keep = _mask(lengths, x.shape[-1])
-        segments = F.avg_pool1d(F.pad(keep, (0, -keep.shape[-1] % _SEGMENT)), _SEGMENT) * _SEGMENT
+        keep = _mask(lengths, x.shape[-1]).to(features)
+        kept = _segment_means(keep).clamp(min=0.5 / _SEGMENT)
+        segment = torch.arange(x.shape[-1], device=x.device) // _SEGMENT
         for name, part in self.xvector.items():
             if name.startswith("block"):
                 for layer in part.children():
-                    x = torch.cat([x, layer(x, keep, lengths, segments)], dim=1)
+                    x = torch.cat([x, layer(x, keep, lengths, kept, segment)], dim=1)
             elif name.startswith("transit"):
                 x = part(x)
         x = self.xvector["out_nonlinear"](x) * keep
         mean = x.sum(2) / lengths[:, None]
         variance = ((x - mean[..., None]).square() * keep).sum(2) / (lengths[:, None] - 1).clamp(min=1)
-        statistics = torch.cat([mean, variance.sqrt()], dim=1)[..., None]
+        # not zero, where the gradient of the root is infinite
+        deviation = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
+        statistics = torch.cat([mean, deviation], dim=1)[..., None]
         linear, normalization = self.xvector["dense"].children()
         return normalization(linear(statistics)[..., 0])
 
 
 def _mask(lengths: Tensor, num_frames: int) -> Tensor:
-    """(batch, 1, num_frames), one where frames count."""
-    return (torch.arange(num_frames, device=lengths.device) < lengths[:, None])[:, None].float()
+    """(batch, 1, num_frames), true where frames count."""
+    return (torch.arange(num_frames, device=lengths.device) < lengths[:, None])[:, None]
+
+
+class _RowNorm(nn.BatchNorm1d):
+    """Batch normalisation that takes one row in training, too, which has no variance, as it does in evaluation"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.shape[0] == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
 
 
 def _nonlinear(channels: int) -> nn.Sequential:
@@ -236,20 +309,36 @@ class _DenseLayer(nn.Module):
         self.nonlinear2 = _nonlinear(bottleneck)
         self.cam_layer = _ContextAwareMasking(bottleneck, growth, dilation)
 
-    def forward(self, x: Tensor, keep: Tensor, lengths: Tensor, segments: Tensor) -> Tensor:
-        return self.cam_layer(self.nonlinear2(self.linear1(self.nonlinear1(x))) * keep, lengths, segments)
+    def forward(self, x: Tensor, keep: Tensor, lengths: Tensor, kept: Tensor, segment: Tensor) -> Tensor:
+        x = self.nonlinear2(self.linear1(self.nonlinear1(x))) * keep
+        return self.cam_layer(x, lengths, kept, segment)
 
 
 class _ContextAwareMasking(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
         super().__init__()
         self.linear_local = nn.Conv1d(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
-        self.linear1 = nn.Conv1d(in_channels, 64, 1)
-        self.linear2 = nn.Conv1d(64, out_channels, 1)
+        self.linear1 = _Linear(in_channels, 64, 1)
+        self.linear2 = _Linear(64, out_channels, 1)
 
-    def forward(self, x: Tensor, lengths: Tensor, segments: Tensor) -> Tensor:
-        num_frames = x.shape[-1]
-        sums = F.avg_pool1d(F.pad(x, (0, -num_frames % _SEGMENT)), _SEGMENT) * _SEGMENT
-        context = x.sum(2, keepdim=True) / lengths[:, None, None] + sums / segments.clamp(min=1)
+    def forward(self, x: Tensor, lengths: Tensor, kept: Tensor, segment: Tensor) -> Tensor:
+        """Of (batch, channels, num_frames), given which part of each segment counts, and which each frame is in."""
+        context = x.sum(2, keepdim=True) / lengths[:, None, None] + _segment_means(x) / kept
         weights = torch.sigmoid(self.linear2(F.relu(self.linear1(context))))
-        return self.linear_local(x) * weights.repeat_interleave(_SEGMENT, dim=2)[..., :num_frames]
+        return self.linear_local(x) * weights.index_select(2, segment)
+
+
+class _Linear(nn.Conv1d):
+    """Convolution of single frames as a matrix product, which is faster where there are few"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.mT, self.weight[..., 0], self.bias).mT
+
+
+def _segment_means(x: Tensor) -> Tensor:
+    """(batch, channels, num_frames) to (batch, channels, num_segments), of which the last may be shorter."""
+    if torch.compiler.is_compiling():
+        # an empty segment more: a size that is one in the example of an export would be so for ever
+        num_frames = x.shape[2]
+        return F.avg_pool1d(F.pad(x, (0, (num_frames // _SEGMENT + 2) * _SEGMENT - num_frames)), _SEGMENT)
+    return F.avg_pool1d(x, _SEGMENT, ceil_mode=True)

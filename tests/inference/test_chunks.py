@@ -1,12 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyannote.audio import Model
 from pyannote.audio.core.task import Problem, Resolution, Specifications
 from pyannote.audio.models.embedding import WeSpeakerResNet34
 from pyannote.audio.pipelines import SpeakerDiarization as Upstream
 from pyannote.core import SlidingWindow, SlidingWindowFeature
 
 from pyannote_prune.inference.chunks import fold_batch_norms
+from pyannote_prune.models import CAMPPlus
 from pyannote_prune.pipelines import SpeakerDiarization
 from tests.pipelines.test_speaker_diarization import HYPER_PARAMETERS, in_memory, models
 
@@ -66,6 +70,54 @@ def test_folded_normalisations(wespeaker):
     with torch.inference_mode():
         wanted = wespeaker(waveforms, weights=weights)
         torch.testing.assert_close(folded(waveforms, weights=weights), wanted, atol=1e-6, rtol=1e-3)
+
+
+def counts(least, most):
+    """Of channels, of each of the layers of three blocks."""
+    return st.lists(st.lists(st.integers(1, 9), min_size=least, max_size=most), min_size=3, max_size=3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data(), st.integers(1, 3), st.integers(720, 40000), st.booleans())
+def test_folded_cam(data, batch, num_samples, with_weights):
+    """Of any shape; the model stays as it is, down to its mode, and what is folded can be folded again."""
+    bottlenecks = data.draw(counts(1, 3))
+    growths = [[data.draw(st.integers(1, 5)) for _ in block] for block in bottlenecks]
+    torch.manual_seed(num_samples)
+    transitions = data.draw(st.lists(st.integers(1, 9), min_size=3, max_size=3))
+    model = CAMPPlus(data.draw(st.integers(1, 5)), 7, bottlenecks, growths, transitions, dimension=11)
+    normalizations = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for module in normalizations:
+        torch.nn.init.normal_(module.running_mean, std=0.2)
+        torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+        if module.affine:
+            torch.nn.init.normal_(module.weight, mean=0.5, std=0.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folded = fold_batch_norms(model)
+    assert model.training and not folded.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    model.eval()
+    left = [
+        name for name, module in folded.named_modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    ]
+    # those of which a convolution reads, behind a ReLU, and the one that statistics are computed from
+    wanted = [f"block{i}.tdnnd{j}.nonlinear1" for i, block in enumerate(growths, 1) for j in range(1, len(block) + 1)]
+    wanted += [f"transit{i}.nonlinear" for i in (1, 2, 3)] + ["out_nonlinear"]
+    assert sorted(left) == sorted(f"xvector.{name}.batchnorm" for name in wanted)
+    arguments = [torch.randn(batch, 1, num_samples)]
+    if with_weights:
+        arguments.append((torch.rand(batch, 2, 40) > 0.5).float())
+    with torch.inference_mode():
+        embeddings = model(*arguments)
+        scale = max(1, embeddings.nan_to_num().abs().max().item())
+        for one in (folded, fold_batch_norms(folded)):
+            torch.testing.assert_close(one(*arguments), embeddings, atol=1e-5 * scale, rtol=0, equal_nan=True)
+
+
+def test_what_is_not_known_stays_as_it_is(untrained):
+    embedding = Model.from_pretrained(untrained, subfolder="embedding").eval()
+    assert fold_batch_norms(embedding) is embedding
 
 
 def test_embeddings_are_kept_while_optimising(untrained, short):
