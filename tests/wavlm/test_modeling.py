@@ -39,7 +39,8 @@ def test_initial_weights():
     state = PrunedWavLMModel(PrunedWavLMConfig(num_hidden_layers=2)).state_dict()
     assert twin.keys() - state.keys() == {"masked_spec_embed"}
     for key, value in state.items():
-        if key.startswith("feature_extractor.conv_layers") and key.endswith("conv.weight"):
+        # the first WavLM of transformers 5 leaves its embedding of distances as PyTorch draws it
+        if key.endswith(("conv.weight", "rel_attn_embed.weight")) and "pos_conv" not in key:
             assert value.std().item() == pytest.approx(0.02, rel=0.05)
         elif key.startswith("encoder"):
             assert value.std().item() == pytest.approx(twin[key].std().item(), rel=0.2), key
