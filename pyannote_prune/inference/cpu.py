@@ -18,8 +18,9 @@ from pyannote_prune.inference.kernels import (
     multiply_spectra,
 )
 from pyannote_prune.models.conformer import ConvolutionModule, SelfAttention
+from pyannote_prune.wavlm.attention import MASKED, Attention
 from pyannote_prune.wavlm.feature_extractor import ConvLayer, FeatureExtractor
-from pyannote_prune.wavlm.modeling import MASKED, Attention, Encoder
+from pyannote_prune.wavlm.modeling import Encoder
 from pyannote_prune.wavlm.positional import PositionalConvEmbedding
 
 # Rows (time steps) of the first convolution that are computed at a time, and how many convolutions

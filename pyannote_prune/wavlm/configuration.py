@@ -196,6 +196,11 @@ class PrunedWavLMConfig(PretrainedConfig):
         names = inspect.signature(type(self).__init__).parameters
         return {name: deepcopy(getattr(self, name)) for name in names if name not in ("self", "kwargs")}
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Values to save: those that differ from the defaults of `transformers`, and `output_hidden_states`."""
+        # whose default is another one here
+        return {**super().to_diff_dict(), "output_hidden_states": self.output_hidden_states}
+
     @property
     def head_dim(self) -> int:
         """Size of one attention head."""

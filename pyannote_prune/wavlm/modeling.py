@@ -15,12 +15,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.wavlm.attention import Attention, BiasOnly
 from pyannote_prune.wavlm.configuration import PrunedWavLMConfig
 from pyannote_prune.wavlm.feature_extractor import FeatureExtractor
 from pyannote_prune.wavlm.positional import NormalizedConv1d, PositionalConvEmbedding, WeightNorm
-
-# smallest score that is finite in half precision too
-MASKED = -1e4
 
 
 class FeatureProjection(nn.Module):
@@ -35,80 +33,6 @@ class FeatureProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, channels) -> (batch, frames, hidden_size)"""
         return self.dropout(self.projection(self.layer_norm(x)))
-
-
-class BiasOnly(nn.Module):
-    """What is left of an output projection whose every input was pruned: its bias."""
-
-    def __init__(self, out_features: int) -> None:
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(out_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., out_features) -> same shape, whatever the values"""
-        return torch.zeros_like(x) + self.bias
-
-
-class Attention(nn.Module):
-    """Self-attention over the surviving heads, with gated relative position bias.
-
-    The gate of each head is computed from the slice of the attention's input that belongs to it,
-    by original index. Where no head is left the output is the bias of the output projection.
-    """
-
-    head_index: Tensor
-
-    def __init__(self, config: PrunedWavLMConfig, index: int) -> None:
-        super().__init__()
-        self.config = config
-        self.heads = config.remaining_heads[index]
-        self.total_heads = config.num_attention_heads
-        self.head_dim = config.head_dim
-        self.dropout = config.attention_dropout
-        inner = len(self.heads) * self.head_dim
-        self.out_proj = nn.Linear(inner, config.hidden_size) if self.heads else BiasOnly(config.hidden_size)
-        if self.heads:
-            self.qkv_proj = nn.Linear(config.hidden_size, 3 * inner)
-            self.gru_rel_pos_linear = nn.Linear(self.head_dim, 8)
-            self.gru_rel_pos_const = nn.Parameter(torch.ones(self.total_heads))
-            self.register_buffer("head_index", torch.tensor(self.heads), persistent=False)
-
-    def gate(self, x: Tensor) -> Tensor:
-        """(batch, frames, hidden_size) -> (batch, surviving heads, frames, 1)"""
-        projected = self.gru_rel_pos_linear(x.unflatten(-1, (self.total_heads, -1)))
-        a, b = projected.unflatten(-1, (2, 4)).sum(-1).sigmoid().unbind(-1)
-        gate = a * (b * self.gru_rel_pos_const - 1.0) + 2.0
-        return gate[..., self.head_index].transpose(1, 2).unsqueeze(-1)
-
-    def forward(self, x: Tensor, position_bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Attend
-
-        Parameters
-        ----------
-        x : (batch, frames, hidden_size) Tensor
-        position_bias : (original heads, frames, frames) Tensor
-            Ungated, for each (query, key). Unused where no head is left.
-        mask : (batch, frames) Tensor of bool, optional
-            Which frames are attended to.
-
-        Returns
-        -------
-        output : (batch, frames, hidden_size) Tensor
-        """
-        if not self.heads or position_bias is None:
-            return self.out_proj(x)
-        query, key, value = self.qkv_proj(x).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-        bias = self.gate(x) * position_bias[self.head_index]
-        if mask is not None:
-            bias = bias.masked_fill(~mask[:, None, None], MASKED)
-        dropout = self.dropout if self.training else 0.0
-        if self.config._attn_implementation == "eager":
-            weights = (query @ key.transpose(2, 3) * self.head_dim**-0.5 + bias).softmax(-1)
-            output = F.dropout(weights.to(value.dtype), dropout, self.training) @ value
-        else:
-            bias = bias.to(query.dtype)
-            output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, dropout_p=dropout)
-        return self.out_proj(output.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -189,7 +113,8 @@ class Encoder(nn.Module):
         if config.has_position_bias:
             self.rel_attn_embed = nn.Embedding(config.num_buckets, config.num_attention_heads)
             buckets = distance_buckets(config.num_buckets, config.max_bucket_distance)
-            self.register_buffer("distance_buckets", buckets, persistent=False)
+            # where the parameters are: on the device of the context
+            self.register_buffer("distance_buckets", buckets.to(self.rel_attn_embed.weight.device), persistent=False)
         self.layers = nn.ModuleList(EncoderLayer(config, index) for index in range(config.num_hidden_layers))
 
     def distance_bias(self, num_frames: int) -> Tensor | None:
@@ -359,7 +284,7 @@ class PrunedWavLMModel(PreTrainedModel):
         if input_values.shape[1] < self.receptive_field_size:
             raise InputError(f"Waveforms of {input_values.shape[1]} samples are too short for one frame.")
         if output_attentions or (output_attentions is None and self.config.output_attentions):
-            raise InputError("output_attentions is not supported: attention is computed without its weights.")
+            raise InputError("output_attentions must be false: the weights of attention are not kept.")
         if attention_mask is not None and attention_mask.shape != input_values.shape:
             raise InputError(
                 f"attention_mask must have the shape of the waveforms, {tuple(input_values.shape)}, got "
@@ -368,7 +293,7 @@ class PrunedWavLMModel(PreTrainedModel):
         features = self.local_features(input_values, attention_mask)
         output = self.encode(features, self._frame_mask(attention_mask, features.shape[1]))
         if not (self.config.output_hidden_states if output_hidden_states is None else output_hidden_states):
-            output.hidden_states = None
+            output = BaseModelOutput(last_hidden_state=output.last_hidden_state)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _frame_mask(self, attention_mask: Tensor | None, num_frames: int) -> Tensor | None:
@@ -380,14 +305,27 @@ class PrunedWavLMModel(PreTrainedModel):
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
         return torch.arange(num_frames, device=lengths.device) < lengths.unsqueeze(-1)
 
-    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save configuration, weights, and a `preprocessor_config.json`: arguments as upstream"""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        # the model normalises waveforms by itself, where it does
-        preprocessor = Wav2Vec2FeatureExtractor(
-            do_normalize=False, return_attention_mask=self.config.feat_extract_norm == "layer"
-        )
-        preprocessor.save_pretrained(save_directory)
+    def save_pretrained(
+        self, save_directory: str | PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
+    ) -> None:
+        """Save configuration, weights, and a `preprocessor_config.json`
+
+        Parameters
+        ----------
+        save_directory : path
+        is_main_process : bool, optional
+            Other processes save nothing.
+        *args, **kwargs
+            As in `transformers.PreTrainedModel`.
+        """
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if is_main_process:
+            # the model normalises waveforms by itself, where it does
+            preprocessor = Wav2Vec2FeatureExtractor(
+                do_normalize=False, return_attention_mask=self.config.feat_extract_norm == "layer"
+            )
+            hub = {key: kwargs[key] for key in ("push_to_hub", "repo_id", "token", "commit_message") if key in kwargs}
+            preprocessor.save_pretrained(str(save_directory), **hub)
 
 
 def _normalize(waveforms: Tensor, mask: Tensor | None) -> Tensor:
