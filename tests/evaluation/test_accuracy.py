@@ -15,7 +15,6 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation import hypotheses
 from pyannote_prune.evaluation.accuracy import evaluate
 from pyannote_prune.evaluation.hypotheses import label_pipelines
-from pyannote_prune.pipelines import directory
 from pyannote_prune.pipelines.fingerprint import fingerprint
 from pyannote_prune.pipelines.recording import decode
 
@@ -291,7 +290,10 @@ def test_labels():
 
 def test_pipelines_of_the_hub(evaluation, fake, monkeypatch, tmp_path):
     commit = "0123456789abcdef"
-    monkeypatch.setattr(directory, "hf_hub_download", lambda *_: str(tmp_path / "snapshots" / commit / "config.yaml"))
+    monkeypatch.setattr(
+        "pyannote_prune.pipelines.fingerprint.hf_hub_download",
+        lambda *_: str(tmp_path / "snapshots" / commit / "config.yaml"),
+    )
     assert evaluation(pipelines=["owner/base"]).rows[0]["pipeline"] == "base"
     settings = json.loads((tmp_path / "out" / "base" / "settings.json").read_text())
     assert settings == {"pipeline": "owner/base", "fingerprint": commit}
