@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from pyannote.audio import Audio, Inference, Model, Pipeline
 from pyannote.audio.core.inference import BaseInference
@@ -25,7 +24,6 @@ from pyannote.audio.utils.random import create_rng_for_worker
 from pyannote.audio.utils.receptive_field import multi_conv_num_frames, multi_conv_receptive_field_size
 from pyannote.audio.utils.reproducibility import fix_reproducibility
 from pyannote.audio.utils.vbx import cluster_vbx
-from torch import Tensor
 
 __all__ = [
     "DEPENDENCY_ERRORS",
@@ -54,7 +52,6 @@ __all__ = [
     "set_embedding",
     "set_embedding_network",
     "set_segmentation_inference",
-    "softmax_backward",
     "speaker_embedding",
 ]
 
@@ -66,20 +63,6 @@ LIGHTNING_LOG = "lightning.pytorch.utilities.rank_zero"
 EMBEDDING_CACHE = "training_cache/embeddings"
 # pyannote.audio: errors of pipelines that need other versions of packages than the installed ones
 DEPENDENCY_ERRORS = (MissingDependency, WrongDependencyVersion)
-
-
-def softmax_backward(grad_output: Tensor, output: Tensor) -> Tensor:
-    """Gradient of a softmax over the last dimension, from its output
-
-    Parameters
-    ----------
-    grad_output, output : (..., n) Tensor
-
-    Returns
-    -------
-    grad_input : (..., n) Tensor
-    """
-    return torch.ops.aten._softmax_backward_data(grad_output, output, -1, output.dtype)
 
 
 def attach(trainer: Trainer, model: LightningModule) -> None:

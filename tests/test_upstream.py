@@ -1,12 +1,15 @@
 """Contracts with other libraries: each private or undocumented name that the package relies on, one test a name."""
 
+import ast
 import importlib.metadata
 import inspect
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from pyannote.audio.pipelines.clustering import AgglomerativeClustering
 from pyannote.audio.utils.dependencies import check_dependencies
 from pyannote.core import Segment, SlidingWindow, SlidingWindowFeature
 
-from pyannote_prune import upstream
+from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel, upstream
 
 # says where to look when a test fails
 MEND = "pyannote_prune/upstream.py relies on it: adapt that module to the new release"
@@ -250,17 +253,6 @@ def test_wespeaker():
     assert hasattr(upstream.BaseWeSpeakerResNet, "compute_fbank"), broken("BaseWeSpeakerResNet.compute_fbank")
 
 
-def test_softmax_backward():
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(2, 5, generator=generator, requires_grad=True)
-    grad = torch.randn(2, 5, generator=generator)
-    output = scores.softmax(-1)
-    output.backward(grad)
-    torch.testing.assert_close(
-        upstream.softmax_backward(grad, output.detach()), scores.grad, msg=broken("aten::_softmax_backward_data")
-    )
-
-
 def test_tensors_only_by_environment(tmp_path):
     path = tmp_path / "object.bin"
     torch.save({"object": tmp_path}, path)
@@ -288,3 +280,45 @@ def test_log_of_lightning(caplog):
     with caplog.at_level(logging.INFO, logger=upstream.LIGHTNING_LOG):
         quiet_trainer()
     assert any(record.name == upstream.LIGHTNING_LOG for record in caplog.records), broken(upstream.LIGHTNING_LOG)
+
+
+# the backbone knows neither pyannote.audio nor Lightning, and upstream.py imports both
+ELSEWHERE = {"_attn_implementation": "wavlm/modeling.py", "_modules": "inference"}
+
+
+def test_private_names_stand_in_one_module():
+    """Attributes and imports that begin with an underscore, and that nothing in the package defines."""
+    package = Path(upstream.__file__).parent
+    trees = {path.relative_to(package): ast.parse(path.read_text()) for path in package.rglob("*.py")}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    own = {node.name for _, node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    own |= {node.attr for _, node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    own |= {node.id for _, node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    foreign = set()
+    for path, node in nodes:
+        names = [node.attr] if isinstance(node, ast.Attribute) else []
+        if isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("pyannote_prune"):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        # those with two underscores are Python's
+        private = {name for name in names if re.fullmatch(r"_[^_].*|model_", name)} - own
+        foreign |= {(name, path.as_posix()) for name in private}
+    found = {path for _, path in foreign}
+    assert "upstream.py" in found, "the search finds nothing any more"
+    for name, path in foreign:
+        assert path == "upstream.py" or path.startswith(ELSEWHERE.get(name, "-")), (
+            f"{path} uses {name}, a private name of another library: move that into upstream.py, with a test here."
+        )
+
+
+def test_attention_of_transformers():
+    config = PrunedWavLMConfig(num_hidden_layers=1)
+    config._attn_implementation = "eager"
+    assert PrunedWavLMModel(config).config._attn_implementation == "eager", broken("_attn_implementation")
+
+
+def test_children_of_torch_modules():
+    layer, other = torch.nn.Linear(1, 1), torch.nn.Identity()
+    parent = torch.nn.Sequential(layer)
+    assert parent._modules == {"0": layer}, broken("Module._modules")
+    parent._modules["0"] = other
+    assert parent[0] is other, broken("Module._modules")

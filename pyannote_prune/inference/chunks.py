@@ -16,7 +16,7 @@ from pyannote.core import SlidingWindowFeature
 from torch import Tensor, nn
 
 from pyannote_prune.models.embedding import CAMPPlus
-from pyannote_prune.upstream import BaseWeSpeakerResNet
+from pyannote_prune.upstream import BaseWeSpeakerResNet, embedding_network
 
 # whose statistics pooling takes weights shaped (batch, speakers, frames)
 _POOLS_BY_SPEAKER = (BaseWeSpeakerResNet, CAMPPlus, XVectorMFCC, XVectorSincNet)
@@ -24,7 +24,7 @@ _POOLS_BY_SPEAKER = (BaseWeSpeakerResNet, CAMPPlus, XVectorMFCC, XVectorSincNet)
 
 def pools_by_speaker(embedding: Any) -> bool:
     """Whether a pretrained embedding can embed all speakers of a chunk in one pass."""
-    return isinstance(getattr(embedding, "model_", None), _POOLS_BY_SPEAKER)
+    return isinstance(embedding_network(embedding), _POOLS_BY_SPEAKER)
 
 
 def fold_batch_norms(model: Model) -> Model:
