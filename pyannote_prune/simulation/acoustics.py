@@ -59,13 +59,14 @@ def room_responses(number: int, sample_rate: int, far: bool = False) -> list[np.
     room = pyroomacoustics.ShoeBox(size, fs=sample_rate, materials=material, max_order=min(order, _MAX_ORDER))
     margin = np.array([0.5, 0.5, 0.9])
     places = rng.uniform(margin, size - margin, size=(_POSITIONS + 1, 3))
-    while far and np.linalg.norm(places[1:] - places[0], axis=1).min() < _FAR:
+    while far and np.linalg.norm(places[:-1] - places[-1], axis=1).min() < _FAR:
         places = rng.uniform(margin, size - margin, size=(_POSITIONS + 1, 3))
-    for place in places[1:]:
+    for place in places[:-1]:
         room.add_source(place)
-    room.add_microphone(places[0])
+    room.add_microphone(places[-1])
     room.compute_rir()
-    return [align_response(response, sample_rate) for response in room.rir[0]]
+    # nearby, the direct path is the strongest
+    return [align_response(response, sample_rate, 0.3 if far else 1.0) for response in room.rir[0]]
 
 
 def telephone(samples: np.ndarray, sample_rate: int) -> np.ndarray:

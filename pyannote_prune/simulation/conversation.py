@@ -1,4 +1,4 @@
-"""Conversations: who speaks when, and what that sounds like."""
+"""Conversations made of recordings of single speakers: who speaks when."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 from pyannote.core import Annotation, Segment
-from scipy.signal import fftconvolve, resample_poly
+from scipy.signal import resample_poly
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.simulation.acoustics import equalize, noise, room_responses, telephone
-from pyannote_prune.simulation.surroundings import Recordings, align_response, recorded_noise
+from pyannote_prune.simulation.rendering import LEVEL, Renderer
 from pyannote_prune.simulation.turns import TurnTaking
 from pyannote_prune.simulation.voices import Voices, speech_regions
 
@@ -28,9 +27,8 @@ _MAX_LEAD = 8.0
 _MAX_PARTS = 8
 # of an utterance that is cut, in seconds
 _FADE = 0.02
-# shares: of conversations with recorded noise, of rooms whose responses are measured ones where there are any, and of
-# conversations with the spectrum of another microphone
-_NOISY, _MEASURED, _OTHER_MICROPHONE = 0.5, 0.5, 1 / 3
+# options that conversations did not depend on at first, with what they were then
+_LATER = {"level_spread": 5.0, "softest": -15.0, "loudest": 10.0, "far_field": 0.0, "turn_taking": None}
 
 
 @dataclass(frozen=True)
@@ -155,47 +153,41 @@ class Simulator:
         for name, value in probabilities.items():
             if not 0 <= value <= 1:
                 raise InputError(f"{name} is a probability, in [0, 1], got {value}.")
-        if reverberation + telephone > 1:
-            raise InputError(
-                f"reverberation and telephone exclude each other: {reverberation} + {telephone} is more than 1."
-            )
-        if level_spread < 0:
-            raise InputError(f"level_spread must be a number of dB, at least 0, got {level_spread}.")
-        for name, (low, high) in {"snr": snr, "level": level}.items():
-            if low > high:
-                raise InputError(f"{name} must be the least and greatest number of dB, got {low} and {high}.")
+        self.renderer = Renderer(
+            self.voices.sample_rate,
+            reverberation,
+            telephone,
+            num_rooms,
+            equalization,
+            snr,
+            level_spread,
+            level,
+            far_field,
+            noise,
+            responses,
+            microphones,
+        )
         self.num_speakers = (least, greatest)
         self.overlap = overlap
         self.mean_pause = mean_pause
         self.mean_overlap = mean_overlap
-        self.reverberation = reverberation
-        self.telephone = telephone
-        self.num_rooms = num_rooms
         self.speed = speed
         self.alike = alike
-        self.equalization = equalization
-        self.lowest_snr, self.highest_snr = snr
-        self.level_spread = level_spread
-        self.softest, self.loudest = level
-        self.far_field = far_field
         if turn_taking is not None and not isinstance(turn_taking, TurnTaking):
             turn_taking = TurnTaking.from_rttm(turn_taking)
         self.turn_taking = turn_taking
-        folders = {"noise": noise, "responses": responses, "microphones": microphones}
-        self.recordings = {
-            name: Recordings(folder, self.sample_rate) for name, folder in folders.items() if folder is not None
-        }
 
     def settings(self) -> dict[str, Any]:
         """What conversations depend on, as plain numbers, strings and lists."""
-        settings = {name: value for name, value in vars(self).items() if name not in ("voices", "recordings")}
-        return {
-            **settings,
+        settings = {name: value for name, value in vars(self).items() if name not in ("voices", "renderer")}
+        settings |= {
             "num_speakers": list(self.num_speakers),
             "speakers": self.voices.speakers,
             "turn_taking": None if self.turn_taking is None else asdict(self.turn_taking),
-            **{name: str(recordings.directory) for name, recordings in self.recordings.items()},
+            **self.renderer.settings(),
         }
+        # corpora that were begun before there were these go on
+        return {name: value for name, value in settings.items() if name not in _LATER or value != _LATER[name]}
 
     @property
     def sample_rate(self) -> int:
@@ -261,7 +253,7 @@ class Simulator:
             else:
                 start = end + rng.exponential(self.mean_pause)
 
-        waveform = self._render(tracks, rng)
+        waveform = self.renderer.render(tracks, rng)
         return Conversation(waveform, self.sample_rate, annotation.support(collar=0.0))
 
     def _cast(self, rng: np.random.Generator) -> dict[str, tuple[str, Fraction]]:
@@ -300,50 +292,7 @@ class Simulator:
         regions = speech_regions(samples, self.sample_rate)
         speech = [samples[round(a * self.sample_rate) : round(b * self.sample_rate)] for a, b in regions]
         power = np.mean(np.square(np.concatenate(speech))) if speech else 0.0
-        return samples * np.float32(0.05 / np.sqrt(power)) if power > 0 else samples
-
-    def _render(self, tracks: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
-        """Tracks of single speakers, each (num_samples,) -> their mixture"""
-        if rng.random() < self.equalization:
-            model = list(tracks.values())[rng.integers(len(tracks))]
-            tracks = {name: equalize(track, model, self.sample_rate) for name, track in tracks.items()}
-        place = rng.random()
-        num_samples = len(next(iter(tracks.values())))
-        responses = self._responses(rng) if place < self.reverberation else []
-        mixture = np.zeros(num_samples, dtype=np.float32)
-        for index, track in enumerate(tracks.values()):
-            gain = np.float32(10 ** (rng.uniform(-self.level_spread, self.level_spread) / 20))
-            if responses:
-                track = fftconvolve(track, responses[index % len(responses)])[:num_samples]
-            elif place > 1 - self.telephone:
-                # each at their own end of the line
-                track = telephone(track, self.sample_rate)
-            mixture += gain * track
-        kinds = [noise(num_samples, self.sample_rate, rng)]
-        if "noise" in self.recordings and rng.random() < _NOISY:
-            kinds.append(recorded_noise(self.recordings["noise"], num_samples, rng))
-        for kind in kinds:
-            snr = rng.uniform(self.lowest_snr, self.highest_snr)
-            mixture += np.float32(0.05 * 10 ** (-snr / 20)) * kind
-        if "microphones" in self.recordings and rng.random() < _OTHER_MICROPHONE:
-            power = np.mean(np.square(mixture))
-            mixture = equalize(mixture, self.recordings["microphones"].draw(rng), self.sample_rate)
-            mixture *= np.float32(np.sqrt(power / max(float(np.mean(np.square(mixture))), 1e-12)))
-        mixture *= np.float32(10 ** (rng.uniform(self.softest, self.loudest) / 20))
-        return mixture / max(1.0, float(np.abs(mixture).max()) / 0.99)
-
-    def _responses(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """Impulse responses from different places of a room, in random order."""
-        if "responses" in self.recordings and rng.random() < _MEASURED:
-            measured = self.recordings["responses"]
-            room = measured.files[rng.integers(len(measured.files))].parent
-            available = [
-                align_response(measured.read(path), self.sample_rate) for path in measured.files if path.parent == room
-            ]
-        else:
-            far = bool(rng.random() < self.far_field)
-            available = room_responses(int(rng.integers(self.num_rooms)), self.sample_rate, far)
-        return [available[index] for index in rng.permutation(len(available))]
+        return samples * np.float32(LEVEL / np.sqrt(power)) if power > 0 else samples
 
 
 def _excerpt(samples: np.ndarray, size: int, sample_rate: int, rng: np.random.Generator) -> np.ndarray:

@@ -13,9 +13,8 @@ from pyannote_prune.models.audio import find_recordings
 
 # decoded noise is kept, up to that many bytes
 _CACHE_SIZE = 2**28
-# what comes before the direct path of a response, in seconds, and how much weaker than its peak that path may be
+# what is kept of a response before its direct path, in seconds
 _LEAD = 0.001
-_DIRECT = 0.3
 
 
 class Recordings:
@@ -87,13 +86,15 @@ def recorded_noise(recordings: Recordings, num_samples: int, rng: np.random.Gene
     return noise / np.float32(power) if power > 1e-6 else np.zeros(num_samples, np.float32)
 
 
-def align_response(response: np.ndarray, sample_rate: int) -> np.ndarray:
+def align_response(response: np.ndarray, sample_rate: int, direct: float = 0.3) -> np.ndarray:
     """An impulse response that begins with the direct path, such that annotations stay aligned
 
     Parameters
     ----------
     response : (num_samples,) array
     sample_rate : int
+    direct : float, optional
+        How strong the direct path is at least, relative to the strongest reflection. Defaults to 0.3.
 
     Returns
     -------
@@ -103,7 +104,7 @@ def align_response(response: np.ndarray, sample_rate: int) -> np.ndarray:
     magnitude = np.abs(response)
     # far from the microphone, a bundle of reflections may be stronger than the direct path
     lead = round(_LEAD * sample_rate)
-    first = int(np.argmax(magnitude >= _DIRECT * magnitude.max()))
-    direct = first + int(np.argmax(magnitude[first : first + lead]))
-    response = response[max(0, direct - lead) :]
+    first = int(np.argmax(magnitude >= direct * magnitude.max()))
+    arrival = first + int(np.argmax(magnitude[first : first + lead]))
+    response = response[max(0, arrival - lead) :]
     return (response / max(float(np.linalg.norm(response)), 1e-12)).astype(np.float32)
