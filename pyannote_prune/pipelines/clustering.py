@@ -16,9 +16,11 @@ from pyannote.audio.pipelines.clustering import BaseClustering
 from pyannote.audio.pipelines.clustering import VBxClustering as UpstreamVBxClustering
 from pyannote.core import Segment, SlidingWindowFeature
 from scipy.cluster.hierarchy import fcluster
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
+from pyannote_prune.pipelines.rules import ClusteringRules
 from pyannote_prune.upstream import cluster_vbx
 
 try:
@@ -104,8 +106,81 @@ def cut_into(dendrogram: np.ndarray, num_clusters: int, threshold: float, min_si
     return cut_dendrogram(merges, best)
 
 
-class AgglomerativeClustering(UpstreamAgglomerativeClustering):
-    """Agglomerative clustering: upstream's, with a `linkage` that saves memory"""
+class _Ruled(BaseClustering):
+    """What upstream's clusterings have in common, by rules that can be chosen."""
+
+    rules = ClusteringRules()
+
+    def filter_embeddings(
+        self, embeddings: np.ndarray, segmentations: SlidingWindowFeature, min_active_ratio: float = 0.2
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Choose the embeddings that are clustered: those of speakers who speak alone for long enough
+
+        Parameters
+        ----------
+        embeddings : (num_chunks, num_speakers, dimension) array
+        segmentations : (num_chunks, num_frames, num_speakers) SlidingWindowFeature
+            Binary.
+        min_active_ratio : float, optional
+            Least share of a chunk that they speak alone, unless the rules have one.
+
+        Returns
+        -------
+        chosen : (num_embeddings, dimension) array
+        chunks, speakers : (num_embeddings,) arrays
+            Indices of the chosen ones.
+        """
+        if self.rules.min_solo_ratio is None:
+            return super().filter_embeddings(embeddings, segmentations, min_active_ratio)
+        data = segmentations.data
+        solo = (data * (data.sum(axis=2, keepdims=True) == 1)).sum(axis=1)
+        usable = (data.sum(axis=1) > 0) & ~np.isnan(embeddings).any(axis=2)
+        chosen = usable & (solo >= round(self.rules.min_solo_ratio * data.shape[1]))
+        if self.rules.fall_back_to_all and chosen.sum() < 2:
+            chosen = usable
+        chunks, speakers = np.where(chosen)
+        return embeddings[chunks, speakers], chunks, speakers
+
+    def constrained_argmax(self, soft_clusters: np.ndarray) -> np.ndarray:
+        """Assign the speakers of each chunk to different clusters: upstream's, for any number of clusters
+
+        Parameters
+        ----------
+        soft_clusters : (num_chunks, num_speakers, num_clusters) array
+            NaN where an embedding is missing.
+
+        Returns
+        -------
+        hard_clusters : (num_chunks, num_speakers) array
+            -2 for speakers beyond the number of clusters.
+        """
+        scores = np.nan_to_num(soft_clusters, nan=np.nanmin(soft_clusters))
+        # upstream's numbers end at 127
+        hard = np.full(scores.shape[:2], -2, dtype=np.int32)
+        for clusters, chunk in zip(hard, scores):
+            speakers, assigned = linear_sum_assignment(chunk, maximize=True)
+            clusters[speakers] = assigned
+        return hard
+
+
+class AgglomerativeClustering(_Ruled, UpstreamAgglomerativeClustering):
+    """Agglomerative clustering: upstream's, with a `linkage` that saves memory
+
+    Parameters
+    ----------
+    metric : str, optional
+        Defaults to "cosine".
+    constrained_assignment : bool, optional
+        Defaults to False.
+    rules : ClusteringRules, optional
+        Default to upstream's.
+    """
+
+    def __init__(
+        self, metric: str = "cosine", constrained_assignment: bool = False, rules: ClusteringRules = _Ruled.rules
+    ) -> None:
+        super().__init__(metric=metric, constrained_assignment=constrained_assignment)
+        self.rules = rules
 
     def cluster(
         self,
@@ -179,8 +254,29 @@ class PortablePLDA(PLDA):
         return type(self), (*self.contents, self.lda_dimension)
 
 
-class VBxClustering(UpstreamVBxClustering):
-    """VBx clustering: upstream's, with a `linkage` that saves memory"""
+class VBxClustering(_Ruled, UpstreamVBxClustering):
+    """VBx clustering: upstream's, with a `linkage` that saves memory
+
+    Parameters
+    ----------
+    plda : PLDA
+    metric : str, optional
+        Defaults to "cosine".
+    constrained_assignment : bool, optional
+        Defaults to True.
+    rules : ClusteringRules, optional
+        Default to upstream's.
+    """
+
+    def __init__(
+        self,
+        plda: PLDA,
+        metric: str = "cosine",
+        constrained_assignment: bool = True,
+        rules: ClusteringRules = _Ruled.rules,
+    ) -> None:
+        super().__init__(plda, metric=metric, constrained_assignment=constrained_assignment)
+        self.rules = rules
 
     def __call__(
         self,
@@ -238,9 +334,13 @@ class VBxClustering(UpstreamVBxClustering):
         soft = 2 - distances.reshape(num_chunks, num_speakers, -1)
         if not constrained:
             return soft.argmax(axis=2), soft, centroids
-        # those who do not speak choose last
-        soft[segmentations.data.sum(axis=1) == 0] = soft.min() - 1
-        return self.constrained_argmax(soft), soft, centroids
+        if not self.rules.assign_silent_speakers:
+            # those who do not speak choose last
+            soft[segmentations.data.sum(axis=1) == 0] = soft.min() - 1
+        hard = self.constrained_argmax(soft)
+        if self.rules.unassigned_as_speaker:
+            return with_unassigned(hard, soft, centroids)
+        return hard, soft, centroids
 
 
 def _normalize(embeddings: np.ndarray) -> np.ndarray:
@@ -248,15 +348,50 @@ def _normalize(embeddings: np.ndarray) -> np.ndarray:
         return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
 
 
-def save_memory(clustering: BaseClustering) -> BaseClustering:
+def with_unassigned(
+    hard_clusters: np.ndarray, soft_clusters: np.ndarray, centroids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clusters that have members, renumbered, the first of them of all that were left without one
+
+    Parameters
+    ----------
+    hard_clusters : (num_chunks, num_speakers) array
+        -2 for none.
+    soft_clusters : (num_chunks, num_speakers, num_clusters) array
+    centroids : (num_clusters, dimension) array
+
+    Returns
+    -------
+    hard_clusters, soft_clusters, centroids : arrays
+        Of the new clusters. The centroid of those without one is zero.
+    """
+    kept, renumbered = np.unique(hard_clusters, return_inverse=True)
+    # a last column and row, for those without a cluster
+    soft = np.concatenate([soft_clusters, np.full((*hard_clusters.shape, 1), np.nan)], axis=2)
+    rows = np.where(kept < 0, len(centroids), kept)
+    return (
+        renumbered.reshape(hard_clusters.shape),
+        soft[..., rows],
+        np.concatenate([centroids, np.zeros_like(centroids[:1])])[rows],
+    )
+
+
+def save_memory(clustering: BaseClustering, rules: ClusteringRules = _Ruled.rules) -> BaseClustering:
     """Same clustering, not instantiated, by a class of this module; the given one where there is none
 
     Parameters
     ----------
     clustering : BaseClustering
         Of upstream.
+    rules : ClusteringRules, optional
+        Default to upstream's.
     """
-    options = {"metric": clustering.metric, "constrained_assignment": clustering.constrained_assignment}
+    constrained = rules.constrained_assignment
+    options: dict[str, Any] = {
+        "metric": clustering.metric,
+        "constrained_assignment": clustering.constrained_assignment if constrained is None else constrained,
+        "rules": rules,
+    }
     if type(clustering) is UpstreamAgglomerativeClustering:
         return AgglomerativeClustering(**options)
     if type(clustering) is UpstreamVBxClustering:

@@ -21,6 +21,7 @@ from pyannote_prune.pipelines.parts import (
     DEFAULT_OPTIONS,
     DEFAULT_PARAMETERS,
 )
+from pyannote_prune.pipelines.rules import DIARIZEN_RULES
 from pyannote_prune.pipelines.speaker_diarization import SpeakerDiarization
 
 # DiariZen's settings that pyannote's VBx has as constants
@@ -187,10 +188,6 @@ def _diarizen_settings(repository: diarizen.DiarizenRepository, path: Path) -> S
         options |= dict.fromkeys(("segmentation_batch_size", "embedding_batch_size"), inference["batch_size"])
     if not inference.get("apply_median_filtering", True):
         del options["median_filter"]
-    for bound in ("min_speakers", "max_speakers"):
-        if bound in clustering:
-            options[bound] = clustering[bound]
-
     plda = repository.plda
     if options["clustering"] == "VBxClustering" and plda is None:
         warnings.warn(
@@ -206,6 +203,10 @@ def _diarizen_settings(repository: diarizen.DiarizenRepository, path: Path) -> S
             "min_cluster_size": clustering.get("min_cluster_size", 30),
             "threshold": clustering.get("ahc_threshold", 0.7),
         }
+        # VBx of the original has them too, of no effect
+        for bound in ("min_speakers", "max_speakers"):
+            if bound in clustering:
+                options[bound] = clustering[bound]
     elif options["clustering"] == "VBxClustering":
         for name, constant in _VBX_CONSTANTS.items():
             if clustering.get(name, constant) != constant:
@@ -223,5 +224,6 @@ def _diarizen_settings(repository: diarizen.DiarizenRepository, path: Path) -> S
             f"{path / diarizen.CONFIG}: method = {options['clustering']!r} is not supported, only "
             "'AgglomerativeClustering' and 'VBxClustering'."
         )
+    options["clustering_rules"] = dict(DIARIZEN_RULES[options["clustering"]])
     parameters = {"segmentation": {"min_duration_off": 0.0}, "clustering": parameters}
     return Settings(plda=plda, options=options, parameters=parameters)

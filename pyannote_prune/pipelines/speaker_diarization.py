@@ -33,6 +33,7 @@ from pyannote_prune.pipelines.parts import (
     name_of_part,
 )
 from pyannote_prune.pipelines.recording import check_file, decode
+from pyannote_prune.pipelines.rules import ClusteringRules
 from pyannote_prune.upstream import (
     EMBEDDING_CACHE,
     NoEmbedding,
@@ -90,6 +91,9 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
     normalize : bool, optional
         Take out a constant offset, and bring each recording to one level, for models that are sensitive to them.
         Defaults to False.
+    clustering_rules : mapping, optional
+        Fields of [`ClusteringRules`][pyannote_prune.pipelines.rules.ClusteringRules], for agglomerative and VBx
+        clustering. Default to those of pyannote.audio; pipelines converted from DiariZen have its own.
 
     Raises
     ------
@@ -123,6 +127,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         max_speakers: int | None = None,
         precision: str = "auto",
         normalize: bool = False,
+        clustering_rules: Mapping[str, Any] | None = None,
     ) -> None:
         if segmentation is None:
             raise InputError("A segmentation model is needed: a checkpoint, a hub id, or a model.")
@@ -130,6 +135,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             raise InputError("VBxClustering needs a plda: a directory, a hub id, or a PLDA.")
         if median_filter is not None and (median_filter < 1 or median_filter % 2 == 0):
             raise InputError(f"median_filter must be an odd number of frames, got {median_filter}.")
+        rules = ClusteringRules.read(clustering_rules or {})
         models = {}
         try:
             models["segmentation"] = load_part(segmentation, token, cache_dir)
@@ -171,7 +177,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             batch_size=segmentation_batch_size,
         )
         set_segmentation_inference(self, inference)
-        self.clustering: BaseClustering = save_memory(self.clustering)
+        self.clustering: BaseClustering = save_memory(self.clustering, rules)
         speakers = speaker_embedding(self)
         if pools_by_speaker(speakers):
             set_embedding_network(speakers, fold_batch_norms(embedding_network(speakers)))
