@@ -43,7 +43,7 @@ def evaluate(
     """Score pipelines on protocols: diarization error rate, miss, false alarm, confusion, and their macro averages.
 
     Recordings are scored where their UEM says or, without one, from the first turn to the last. Hypotheses are kept
-    and not computed again, so that the same command goes on after an interruption. A recording that cannot be read
+    and not computed again: rerun the same command to resume. A recording that cannot be read
     does not stop the others; the exit code is then 2.
 
     Example: pyannote-prune evaluate base base-s80 --protocol AMI.SpeakerDiarization.SDM

@@ -42,8 +42,7 @@ def simulate(
 ) -> None:
     """Make annotated conversations of recordings of single speakers, as a pyannote.database protocol.
 
-    Turns, pauses, overlaps, rooms, telephones and noise are random. The same command goes on where it was
-    interrupted.
+    Turns, pauses, overlaps, rooms, telephones and noise are random. Rerun the same command to resume.
 
     Example: pyannote-prune simulate voices corpus --train 10 --development 0.5
 

@@ -1,4 +1,4 @@
-"""Whole pipelines: ours and upstream's side by side, and how the cost of ours grows with the recording."""
+"""Whole pipelines: ours and upstream's side by side, and how the cost of our pipeline grows with the recording."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _MEMORY = (
 
 
 class _Upstream(UpstreamSpeakerDiarization):
-    """Upstream's pipeline of the models, options and hyper-parameters of ours
+    """Upstream's pipeline with the models, options and hyper-parameters of our pipeline
 
     Models are loaded again, so that nothing that ours does to its own is measured with upstream's code. What
     upstream has no option for, and changes the result, is added.
@@ -100,7 +100,7 @@ def benchmark_pipelines(
     Parameters
     ----------
     source : str
-        Pipeline directory or hub id of ours.
+        Pipeline directory or hub id, of a pipeline of this package.
     recordings : sequence of Path
         Decoded beforehand, once for both.
     device : str, optional
@@ -182,7 +182,7 @@ def benchmark_scaling(
     Parameters
     ----------
     source : str
-        Pipeline directory or hub id of ours.
+        Pipeline directory or hub id, of a pipeline of this package.
     recording : Path
     minutes : sequence of float, optional
         Lengths.

@@ -43,7 +43,7 @@ def load_pipeline(
     Parameters
     ----------
     pipeline : str
-        Pipeline directory or hub id, of ours or any other of pyannote.audio's.
+        Pipeline directory or hub id, of this package or of pyannote.audio.
     device : str, optional
         See [`find_device`][pyannote_prune.inference.devices.find_device]. Defaults to "auto".
     revision : str, optional

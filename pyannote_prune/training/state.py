@@ -245,6 +245,6 @@ def latest_checkpoint(directory: Path) -> Path | None:
         path = None
     if damaged:
         names = ", ".join(map(str, damaged))
-        start = f"goes on from {path}" if path is not None else "starts again"
+        start = f"resumes from {path}" if path is not None else "starts again"
         warnings.warn(f"Damaged, and passed over: {names}. Training {start}.", stacklevel=2)
     return path
