@@ -23,7 +23,7 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.inference.chunks import embed_chunks, embedding_masks, fold_batch_norms, pools_by_speaker
 from pyannote_prune.inference.memory import within_memory
 from pyannote_prune.inference.windows import SegmentationInference
-from pyannote_prune.pipelines.clustering import ClusteredSegmentations, save_memory
+from pyannote_prune.pipelines.clustering import save_memory
 from pyannote_prune.pipelines.parts import (
     DEFAULT_EMBEDDING,
     DEFAULT_PARAMETERS,
@@ -32,6 +32,7 @@ from pyannote_prune.pipelines.parts import (
     load_plda,
     name_of_part,
 )
+from pyannote_prune.pipelines.reconstruction import ClusteredSegmentations
 from pyannote_prune.pipelines.recording import check_file, decode
 from pyannote_prune.pipelines.rules import ClusteringRules
 from pyannote_prune.upstream import (
