@@ -225,25 +225,24 @@ class VBxClustering(_Ruled, UpstreamVBxClustering):
         normalized = _normalize(some)
         dendrogram = linkage(normalized, method="centroid", metric="euclidean")
         features = self.plda(some)
-        if num_clusters is None:
-            responsibilities = self._infer(cut_dendrogram(dendrogram, self.threshold), features, self.Fb)
-            found = responsibilities.shape[1]
-            if not min_clusters <= found <= max_clusters:
-                num_clusters = int(min_clusters if found < min_clusters else max_clusters)
-        if num_clusters is not None:
-            responsibilities = self._infer_told(normalized, dendrogram, features, num_clusters)
+        responsibilities = self._infer(cut_dendrogram(dendrogram, self.threshold), features, self.Fb)
+        found = responsibilities.shape[1]
+        told = num_clusters
+        if told is None and not min_clusters <= found <= max_clusters:
+            told = int(min_clusters if found < min_clusters else max_clusters)
+        if told is not None and found != told:
+            responsibilities = self._infer_told(normalized, dendrogram, features, told)
         centroids = responsibilities.T @ some / responsibilities.sum(axis=0)[:, np.newaxis]
 
         distances = cdist(embeddings.reshape(num_chunks * num_speakers, -1), centroids, metric=self.metric)
         soft = 2 - distances.reshape(num_chunks, num_speakers, -1)
-        if not self.constrained_assignment or num_clusters is not None:
-            # as many as wanted, rather than one for each speaker of a chunk
+        if not self.constrained_assignment:
             return soft.argmax(axis=2), soft, centroids
         if not self.rules.assign_silent_speakers:
             # those who do not speak choose last
             soft[segmentations.data.sum(axis=1) == 0] = soft.min() - 1
         hard = self.constrained_argmax(soft)
-        if self.rules.unassigned_as_speaker:
+        if self.rules.unassigned_as_speaker and told is None:
             return with_unassigned(hard, soft, centroids)
         return hard, soft, centroids
 
