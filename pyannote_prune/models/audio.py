@@ -32,6 +32,8 @@ EXTENSIONS = {f".{name.lower()}" for name in soundfile.available_formats() if na
 
 # seconds decoded at a time, so that of several channels only those wanted are ever whole in memory
 _BLOCK = 60
+# share of the energy that independent channels would have when averaged: those that have less cancel each other
+_CANCELLED = 0.1
 
 
 def find_recordings(directory: Path) -> list[Path]:
@@ -93,14 +95,41 @@ class Audio(UpstreamAudio):
             with _open(file["audio"]) as reader:
                 channel = self._choose_channel(reader, file.get("channel"))
                 blocks = []
+                energies = torch.zeros(reader.channels)
                 # `reader.blocks` would fill up what is missing of a damaged file with whatever is in memory
                 while len(block := reader.read(_BLOCK * reader.samplerate, dtype="float32", always_2d=True)):
                     blocks.append(self._mix(block, channel))
+                    if reader.channels > 1:
+                        energies += torch.from_numpy(block).square().sum(dim=0)
                 waveform = torch.cat(blocks, dim=1) if blocks else torch.empty(1, 0)
+                if self.mono == "downmix" and channel is None and _cancel(energies, waveform):
+                    return self({**file, "channel": _loudest(energies)})
                 _warn_if_truncated(file, reader, waveform.shape[1])
                 return self.downmix_and_resample(waveform, reader.samplerate)
         except _UnknownFormatError:
             return super().__call__(file)
+
+    def downmix_and_resample(
+        self, waveform: Tensor, sample_rate: int, channel: int | None = None
+    ) -> tuple[Tensor, int]:
+        """Upstream's, of the loudest channel where all of them cancel when averaged
+
+        Parameters
+        ----------
+        waveform : (channel, time) Tensor
+        sample_rate : int
+        channel : int, optional
+
+        Returns
+        -------
+        waveform : (channel, time) Tensor
+        sample_rate : int
+        """
+        if self.mono == "downmix" and channel is None and len(waveform) > 1:
+            energies = waveform.square().sum(dim=1)
+            if _cancel(energies, waveform.mean(dim=0)):
+                channel = _loudest(energies)
+        return super().downmix_and_resample(waveform, sample_rate, channel=channel)
 
     def crop(self, file: AudioFile, segment: Segment, mode: str = "raise") -> tuple[Tensor, int]:
         """Obtain part of a waveform
@@ -172,6 +201,21 @@ class Audio(UpstreamAudio):
         if channel is not None:
             return waveform[channel : channel + 1]
         return waveform.mean(dim=0, keepdim=True) if self.mono == "downmix" and len(waveform) > 1 else waveform
+
+
+def _cancel(energies: Tensor, average: Tensor) -> bool:
+    """Whether channels of these energies cancel: of independent ones, the average has an nth of their mean energy."""
+    return len(energies) > 1 and bool(average.square().sum() < _CANCELLED * energies.mean() / len(energies))
+
+
+def _loudest(energies: Tensor) -> int:
+    loudest = int(energies.argmax())
+    warnings.warn(
+        f"The {len(energies)} channels cancel each other when they are averaged: channel {loudest} is used alone "
+        "(channels are numbered from 0; the option `channel` chooses another).",
+        stacklevel=3,
+    )
+    return loudest
 
 
 def _warn_if_truncated(file: AudioFile, reader: soundfile.SoundFile, num_samples: int) -> None:

@@ -1,109 +1,29 @@
-"""Clustering of many embeddings, and what is made of it, in little memory."""
+"""Clustering of the speakers of all chunks."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.cluster.hierarchy
 from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines.clustering import AgglomerativeClustering as UpstreamAgglomerativeClustering
 from pyannote.audio.pipelines.clustering import BaseClustering
 from pyannote.audio.pipelines.clustering import VBxClustering as UpstreamVBxClustering
-from pyannote.core import Segment, SlidingWindowFeature
-from scipy.cluster.hierarchy import fcluster
+from pyannote.core import SlidingWindowFeature
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
 
+from pyannote_prune.pipelines.dendrogram import absorb_small, best_cut, cut_dendrogram, cut_into, linkage, num_large
 from pyannote_prune.pipelines.rules import ClusteringRules
 from pyannote_prune.upstream import cluster_vbx
 
-try:
-    import fastcluster
-except ImportError:  # it is not there for every version of Python
-    fastcluster = None
-
-# SciPy is faster, but needs all distances at once: 100 MB for that many embeddings, four times as much for twice
-_MANY = 5000
 # of VBx, as published: iterations at most, and the prior that a speaker is kept above
 VBX_ITERATIONS, VBX_LEAST_PRIOR = 20, 1e-7
-
-
-def linkage(embeddings: np.ndarray, method: str, metric: str) -> np.ndarray:
-    """Same dendrogram as `scipy.cluster.hierarchy.linkage`, without all distances where there are many
-
-    Parameters
-    ----------
-    embeddings : (num_embeddings, dimension) array
-    method, metric : str
-        As for SciPy. Of any metric but Euclidean, distances are needed.
-
-    Returns
-    -------
-    dendrogram : (num_embeddings - 1, 4) array
-    """
-    many = fastcluster is not None and len(embeddings) > _MANY
-    if many and metric == "euclidean" and method in ("centroid", "median", "ward", "single"):
-        return fastcluster.linkage_vector(embeddings, method=method, metric=metric)
-    return scipy.cluster.hierarchy.linkage(embeddings, method=method, metric=metric)
-
-
-def cut_dendrogram(dendrogram: np.ndarray, height: float) -> np.ndarray:
-    """Clusters of the merges below a height
-
-    Parameters
-    ----------
-    dendrogram : (num_embeddings - 1, 4) array
-    height : float
-
-    Returns
-    -------
-    clusters : (num_embeddings,) array
-        Numbered from 0.
-    """
-    return fcluster(dendrogram, height, criterion="distance") - 1
-
-
-def _num_large(clusters: np.ndarray, min_size: int) -> int:
-    return int((np.bincount(clusters) >= min_size).sum())
-
-
-def cut_into(dendrogram: np.ndarray, num_clusters: int, threshold: float, min_size: int) -> np.ndarray:
-    """Clusters of the cut nearest to a threshold that leaves the wanted number of large ones, or the nearest number
-
-    Parameters
-    ----------
-    dendrogram : (num_embeddings - 1, 4) array
-    num_clusters : int
-        Wanted number of large clusters.
-    threshold : float
-        Height that the cut should be near.
-    min_size : int
-        Number of embeddings of a large cluster.
-
-    Returns
-    -------
-    clusters : (num_embeddings,) array
-    """
-    # cut by the number of merges: their heights may repeat, or decrease
-    merges = dendrogram.copy()
-    merges[:, 2] = np.arange(len(merges))
-    order = np.argsort(np.abs(dendrogram[:, 2] - threshold))
-    # everything in one cluster
-    best, error = len(merges), abs(1 - num_clusters)
-    # a merge that makes no large cluster does not change their number
-    for merge in order[dendrogram[order, 3] >= min_size]:
-        candidate = abs(_num_large(cut_dendrogram(merges, merge), min_size) - num_clusters)
-        if candidate < error or candidate == 0:
-            best, error = merge, candidate
-        if candidate == 0:
-            break
-    return cut_dendrogram(merges, best)
+# of VBx that is told the number of speakers: least share of embeddings of each when it starts, and how often it may
+# start again with half the regularization
+VBX_LEAST_SHARE, VBX_HALVINGS = 0.05, 6
 
 
 class _Ruled(BaseClustering):
@@ -211,28 +131,18 @@ class AgglomerativeClustering(_Ruled, UpstreamAgglomerativeClustering):
             embeddings, metric = _normalize(embeddings), "euclidean"
         dendrogram = linkage(embeddings, method=self.method, metric=metric)
         min_size = min(self.min_cluster_size, max(1, round(0.1 * len(embeddings))))
+        if num_clusters is not None:
+            # told: rather than near the threshold, where there may be no good one
+            return best_cut(embeddings, dendrogram, num_clusters, min_size)
         clusters = cut_dendrogram(dendrogram, self.threshold)
-        found = _num_large(clusters, min_size)
+        found = num_large(clusters, min_size)
         if not min_clusters <= found <= max_clusters:
-            num_clusters = min_clusters if found < min_clusters else max_clusters
-        if num_clusters is not None and found != num_clusters:
-            clusters = cut_into(dendrogram, num_clusters, self.threshold, min_size)
-            found = _num_large(clusters, min_size)
-            if found != num_clusters:
-                warnings.warn(
-                    f"{found} clusters were found, not {num_clusters}: a min_cluster_size below {min_size} may help.",
-                    stacklevel=2,
-                )
+            wanted = min_clusters if found < min_clusters else max_clusters
+            clusters = cut_into(dendrogram, wanted, self.threshold, min_size)
+            found = num_large(clusters, min_size)
         if found == 0:
             return np.zeros_like(clusters)
-        is_large = np.bincount(clusters) >= min_size
-        centroids = np.stack([embeddings[clusters == cluster].mean(axis=0) for cluster in range(len(is_large))])
-        # large clusters keep their order, small ones take the number of the nearest
-        number = np.cumsum(is_large) - 1
-        if not is_large.all():
-            distances = cdist(centroids[~is_large], centroids[is_large], metric=self.metric)
-            number[~is_large] = distances.argmin(axis=1)
-        return number[clusters]
+        return absorb_small(embeddings, clusters, min_size, self.metric)
 
 
 class PortablePLDA(PLDA):
@@ -314,33 +224,45 @@ class VBxClustering(_Ruled, UpstreamVBxClustering):
 
         normalized = _normalize(some)
         dendrogram = linkage(normalized, method="centroid", metric="euclidean")
-        initial = cut_dendrogram(dendrogram, self.threshold)
-        responsibilities, priors = cluster_vbx(
-            initial, self.plda(some), self.plda.phi, Fa=self.Fa, Fb=self.Fb, maxIters=VBX_ITERATIONS
-        )
-        kept = responsibilities[:, priors > VBX_LEAST_PRIOR]
-        centroids = kept.T @ some / kept.sum(axis=0)[:, np.newaxis]
-
-        constrained = self.constrained_assignment
-        if not min_clusters <= len(centroids) <= max_clusters:
-            num_clusters = int(min_clusters if len(centroids) < min_clusters else max_clusters)
-        if num_clusters and num_clusters != len(centroids):
-            # as many as wanted, rather than one for each speaker of a chunk
-            constrained = False
-            labels = KMeans(num_clusters, n_init=3, random_state=42, copy_x=False).fit_predict(normalized)
-            centroids = np.stack([some[labels == cluster].mean(axis=0) for cluster in range(num_clusters)])
+        features = self.plda(some)
+        responsibilities = self._infer(cut_dendrogram(dendrogram, self.threshold), features, self.Fb)
+        found = responsibilities.shape[1]
+        told = num_clusters
+        if told is None and not min_clusters <= found <= max_clusters:
+            told = int(min_clusters if found < min_clusters else max_clusters)
+        if told is not None and found != told:
+            responsibilities = self._infer_told(normalized, dendrogram, features, told)
+        centroids = responsibilities.T @ some / responsibilities.sum(axis=0)[:, np.newaxis]
 
         distances = cdist(embeddings.reshape(num_chunks * num_speakers, -1), centroids, metric=self.metric)
         soft = 2 - distances.reshape(num_chunks, num_speakers, -1)
-        if not constrained:
+        if not self.constrained_assignment:
             return soft.argmax(axis=2), soft, centroids
         if not self.rules.assign_silent_speakers:
             # those who do not speak choose last
             soft[segmentations.data.sum(axis=1) == 0] = soft.min() - 1
         hard = self.constrained_argmax(soft)
-        if self.rules.unassigned_as_speaker:
+        if self.rules.unassigned_as_speaker and told is None:
             return with_unassigned(hard, soft, centroids)
         return hard, soft, centroids
+
+    def _infer(self, initial: np.ndarray, features: np.ndarray, regularization: float) -> np.ndarray:
+        """(num_embeddings, num_clusters) responsibilities of the clusters that VBx keeps."""
+        responsibilities, priors = cluster_vbx(
+            initial, features, self.plda.phi, Fa=self.Fa, Fb=regularization, maxIters=VBX_ITERATIONS
+        )
+        return responsibilities[:, priors > VBX_LEAST_PRIOR]
+
+    def _infer_told(
+        self, normalized: np.ndarray, dendrogram: np.ndarray, features: np.ndarray, num_clusters: int
+    ) -> np.ndarray:
+        """Responsibilities of as many clusters: VBx starts with the best cut, less regularized where it drops some."""
+        initial = best_cut(normalized, dendrogram, num_clusters, max(1, round(VBX_LEAST_SHARE * len(normalized))))
+        for halvings in range(VBX_HALVINGS):
+            responsibilities = self._infer(initial, features, self.Fb / 2**halvings)
+            if responsibilities.shape[1] == initial.max() + 1:
+                return responsibilities
+        return np.eye(initial.max() + 1)[initial]
 
 
 def _normalize(embeddings: np.ndarray) -> np.ndarray:
@@ -397,32 +319,3 @@ def save_memory(clustering: BaseClustering, rules: ClusteringRules = _Ruled.rule
     if type(clustering) is UpstreamVBxClustering:
         return VBxClustering(clustering.plda, **options)
     return clustering
-
-
-class ClusteredSegmentations:
-    """Segmentations whose speakers are clusters, chunk by chunk: of all chunks at once they can fill gigabytes
-
-    As much of a `SlidingWindowFeature` as `Inference.aggregate` needs.
-
-    Parameters
-    ----------
-    segmentations : (num_chunks, num_frames, num_speakers) SlidingWindowFeature
-    hard_clusters : (num_chunks, num_speakers) array
-        Cluster of each speaker of each chunk, -2 for none.
-    """
-
-    def __init__(self, segmentations: SlidingWindowFeature, hard_clusters: np.ndarray) -> None:
-        self.segmentations = segmentations
-        self.hard_clusters = hard_clusters
-        self.sliding_window = segmentations.sliding_window
-        num_chunks, num_frames, _ = segmentations.data.shape
-        # a shape, of no size
-        self.data = np.broadcast_to(np.nan, (num_chunks, num_frames, np.max(hard_clusters) + 1))
-
-    def __iter__(self) -> Iterator[tuple[Segment, np.ndarray]]:
-        """Segment and (num_frames, num_clusters) scores of each chunk, NaN where a cluster does not speak"""
-        for clusters, (chunk, segmentation) in zip(self.hard_clusters, self.segmentations):
-            scores = np.full(self.data.shape[1:], np.nan)
-            for cluster in np.unique(clusters[clusters != -2]):
-                scores[:, cluster] = np.max(segmentation[:, clusters == cluster], axis=1)
-            yield chunk, scores

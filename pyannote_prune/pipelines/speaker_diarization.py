@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -16,14 +17,14 @@ from pyannote.audio.pipelines.clustering import BaseClustering
 from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
 from pyannote.audio.pipelines.utils import PipelineModel, PipelinePLDA
 from pyannote.core import Annotation, SlidingWindowFeature
-from scipy.ndimage import correlate1d, median_filter
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.inference.chunks import embed_chunks, embedding_masks, fold_batch_norms, pools_by_speaker
 from pyannote_prune.inference.memory import within_memory
 from pyannote_prune.inference.windows import SegmentationInference
-from pyannote_prune.pipelines.clustering import ClusteredSegmentations, save_memory
+from pyannote_prune.pipelines.bounds import check_bounds, warn_if_outside, with_defaults
+from pyannote_prune.pipelines.clustering import save_memory
 from pyannote_prune.pipelines.parts import (
     DEFAULT_EMBEDDING,
     DEFAULT_PARAMETERS,
@@ -32,8 +33,10 @@ from pyannote_prune.pipelines.parts import (
     load_plda,
     name_of_part,
 )
+from pyannote_prune.pipelines.reconstruction import ClusteredSegmentations
 from pyannote_prune.pipelines.recording import check_file, decode
 from pyannote_prune.pipelines.rules import ClusteringRules
+from pyannote_prune.pipelines.turns import WithTurnDurations, name_by_appearance, smooth
 from pyannote_prune.upstream import (
     EMBEDDING_CACHE,
     NoEmbedding,
@@ -49,7 +52,7 @@ from pyannote_prune.upstream import (
 )
 
 
-class SpeakerDiarization(UpstreamSpeakerDiarization):
+class SpeakerDiarization(WithTurnDurations):
     """Speaker diarization pipeline
 
     Same steps, parameters and outputs as `pyannote.audio.pipelines.SpeakerDiarization`, except that no
@@ -135,6 +138,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             raise InputError("VBxClustering needs a plda: a directory, a hub id, or a PLDA.")
         if median_filter is not None and (median_filter < 1 or median_filter % 2 == 0):
             raise InputError(f"median_filter must be an odd number of frames, got {median_filter}.")
+        check_bounds(min_speakers=min_speakers, max_speakers=max_speakers)
         rules = ClusteringRules.read(clustering_rules or {})
         models = {}
         try:
@@ -222,6 +226,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         InputError
             When a file is missing, broken or empty, or when two of a list have one name.
         """
+        check_bounds(*(kwargs.get(name) for name in ("num_speakers", "min_speakers", "max_speakers")))
         if not isinstance(file, list):
             return super().__call__(file, **kwargs)
         files = [check_file(one) for one in file]
@@ -250,13 +255,8 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         segmentations = super().get_segmentations(file, hook=hook)
         if self.median_filter is None:
             return segmentations
-        data, size = segmentations.data, self.median_filter
-        if segmentation_inference(self).model.specifications.powerset:
-            # the median of zeros and ones is what most of them are
-            filtered = (correlate1d(data, np.ones(size), axis=1, mode="reflect") > size / 2).astype(data.dtype)
-        else:
-            filtered = median_filter(data, size=(1, size, 1), mode="reflect")
-        return SlidingWindowFeature(filtered, segmentations.sliding_window)
+        binary = segmentation_inference(self).model.specifications.powerset
+        return smooth(segmentations, self.median_filter, binary)
 
     def reconstruct(
         self, segmentations: SlidingWindowFeature, hard_clusters: np.ndarray, count: SlidingWindowFeature
@@ -372,19 +372,25 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         -------
         output : DiarizeOutput (or Annotation if `legacy`, or while hyper-parameters are optimized)
         """
+        check_bounds(num_speakers, min_speakers, max_speakers)
         if num_speakers is None:
-            # the caller's bound wins where it contradicts the pipeline's
-            if max_speakers is None and self.max_speakers is not None:
-                max_speakers = max(self.max_speakers, min_speakers or 1)
-            if min_speakers is None and self.min_speakers is not None:
-                min_speakers = min(self.min_speakers, max_speakers or self.min_speakers)
-        output = super().apply(
-            file,
-            num_speakers=num_speakers,
-            min_speakers=min_speakers,
-            max_speakers=max_speakers,
-            hook=hook,
-            **kwargs,
-        )
+            min_speakers, max_speakers = with_defaults(min_speakers, max_speakers, self.min_speakers, self.max_speakers)
+        with warnings.catch_warnings():
+            # counts clusters, of which some may be of nobody
+            warnings.filterwarnings("ignore", message=r"\s*The detected number of speakers")
+            output = super().apply(
+                file,
+                num_speakers=num_speakers,
+                min_speakers=min_speakers,
+                max_speakers=max_speakers,
+                hook=hook,
+                **kwargs,
+            )
+        diarization = getattr(output, "speaker_diarization", output)
+        if diarization:
+            warn_if_outside(diarization, num_speakers or min_speakers, num_speakers or max_speakers)
+            if not file.get("annotation"):
+                # where there is a reference, upstream has named them after its speakers
+                output = name_by_appearance(output)
         # `pyannote-audio optimize` scores what is returned, which must be an annotation
         return output.speaker_diarization if self.training and isinstance(output, DiarizeOutput) else output

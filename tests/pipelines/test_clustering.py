@@ -12,8 +12,10 @@ from pyannote.audio.pipelines import clustering as upstream
 from pyannote.audio.pipelines.utils import SpeakerDiarizationMixin
 from pyannote.core import SlidingWindow, SlidingWindowFeature
 
-from pyannote_prune.pipelines import clustering
-from pyannote_prune.pipelines.clustering import ClusteredSegmentations, PortablePLDA, linkage, save_memory
+from pyannote_prune.pipelines import clustering, dendrogram
+from pyannote_prune.pipelines.clustering import PortablePLDA, save_memory
+from pyannote_prune.pipelines.dendrogram import linkage
+from pyannote_prune.pipelines.reconstruction import ClusteredSegmentations
 
 CHUNKS = SlidingWindow(start=0.0, duration=2.0, step=0.5)
 FRAMES = SlidingWindow(start=0.0, duration=0.04, step=0.02)
@@ -22,9 +24,9 @@ FRAMES = SlidingWindow(start=0.0, duration=0.04, step=0.02)
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("method", ["centroid", "ward", "average"])
 def test_linkage(method, missing, monkeypatch):
-    monkeypatch.setattr(clustering, "_MANY", 10)
+    monkeypatch.setattr(dendrogram, "_MANY", 10)
     if missing:
-        monkeypatch.setattr(clustering, "fastcluster", None)
+        monkeypatch.setattr(dendrogram, "fastcluster", None)
     embeddings = np.random.default_rng(0).normal(size=(60, 8))
     wanted = scipy.cluster.hierarchy.linkage(embeddings, method=method, metric="euclidean")
     np.testing.assert_allclose(linkage(embeddings, method=method, metric="euclidean"), wanted, atol=1e-9)
@@ -47,9 +49,9 @@ def between(least, most, number=None):
     return {"num_clusters": number, "min_clusters": least, "max_clusters": most}
 
 
+# told a number, ours differs: see test_told_number
 BOUNDS = st.one_of(
-    st.integers(1, 6).map(lambda number: between(number, number, number)),
-    st.tuples(st.integers(1, 4), st.integers(0, 6)).map(lambda pair: between(pair[0], sum(pair))),
+    st.tuples(st.integers(1, 4), st.integers(1, 6)).map(lambda pair: between(pair[0], sum(pair))),
     st.just(between(1, np.inf)),
 )
 
@@ -73,11 +75,14 @@ def test_same_agglomerative_clusters_as_upstream(
     seed, num_speakers, num_chunks, method, threshold, min_cluster_size, bounds
 ):
     embeddings, segmentations = conversation(seed, num_speakers, num_chunks, dimension=16)
+    speaking, _, _ = upstream.BaseClustering().filter_embeddings(embeddings, segmentations)
+    # of no more embeddings than that, the number is known
+    assume(bounds["min_clusters"] == 1 or bounds["min_clusters"] < len(speaking))
     parameters = {"method": method, "min_cluster_size": min_cluster_size, "threshold": threshold}
     theirs = upstream.AgglomerativeClustering(metric="cosine")
     ours = save_memory(theirs)
     assert type(ours) is clustering.AgglomerativeClustering
-    with warnings.catch_warnings(), mock.patch.object(clustering, "_MANY", 10):
+    with warnings.catch_warnings(), mock.patch.object(dendrogram, "_MANY", 10):
         warnings.simplefilter("ignore")
         actual, wanted = (
             one.instantiate(parameters)(embeddings.copy(), segmentations=segmentations, **bounds)
@@ -102,21 +107,20 @@ def plda(tmp_path_factory):
     num_chunks=st.integers(1, 40),
     threshold=st.floats(0.5, 0.8),
     constrained=st.booleans(),
-    bounds=BOUNDS,
 )
 @settings(max_examples=100, deadline=None)
-def test_same_vbx_clusters_as_upstream(plda, seed, num_speakers, num_chunks, threshold, constrained, bounds):
+def test_same_vbx_clusters_as_upstream(plda, seed, num_speakers, num_chunks, threshold, constrained):
     embeddings, segmentations = conversation(seed, num_speakers, num_chunks, dimension=16)
     speaking, _, _ = upstream.BaseClustering().filter_embeddings(embeddings, segmentations)
-    # K-means makes no more clusters than there are embeddings
-    assume(bounds["min_clusters"] <= len(speaking))
+    # clusters a single embedding, or none, whatever it is told
+    assume(len(speaking) > 1)
     theirs = upstream.VBxClustering(PLDA.from_pretrained(plda), constrained_assignment=constrained)
     ours = save_memory(theirs)
     assert type(ours) is clustering.VBxClustering
     parameters = {"threshold": threshold, "Fa": 0.07, "Fb": 0.8}
-    with mock.patch.object(clustering, "_MANY", 10):
+    with mock.patch.object(dendrogram, "_MANY", 10):
         actual, wanted = (
-            one.instantiate(parameters)(embeddings.copy(), segmentations=segmentations, **bounds)
+            one.instantiate(parameters)(embeddings.copy(), segmentations=segmentations, **between(1, np.inf))
             for one in (ours, theirs)
         )
     assert_same(actual, wanted)
@@ -130,15 +134,69 @@ def test_pldas_can_be_pickled(plda):
     np.testing.assert_array_equal(actual.phi, wanted.phi)
 
 
-def test_too_few_large_clusters_are_told(capsys):
-    """In a warning: standard output is for results."""
-    ours = save_memory(upstream.AgglomerativeClustering(metric="cosine"))
-    ours.instantiate({"method": "centroid", "min_cluster_size": 20, "threshold": 0.1})
-    embeddings = np.concatenate([np.repeat(np.eye(4)[:2], 20, axis=0), np.eye(4)[2:]])[:, np.newaxis]
-    segmentations = SlidingWindowFeature(np.ones((len(embeddings), 99, 1)), CHUNKS)
-    with pytest.warns(UserWarning, match="2 clusters were found, not 4: a min_cluster_size below 4 may help"):
-        ours(embeddings, segmentations=segmentations, num_clusters=4)
-    assert capsys.readouterr().out == ""
+@given(
+    seed=st.integers(0, 10_000),
+    num_speakers=st.integers(1, 6),
+    num_chunks=st.integers(3, 40),
+    number=st.integers(1, 8),
+    min_cluster_size=st.integers(1, 12),
+    method=st.sampled_from(["AgglomerativeClustering", "VBxClustering"]),
+)
+@settings(max_examples=100, deadline=None)
+def test_told_number(plda, seed, num_speakers, num_chunks, number, min_cluster_size, method):
+    """As many clusters, or as many as there are embeddings."""
+    embeddings, segmentations = conversation(seed, num_speakers, num_chunks, dimension=16)
+    ours, num_embeddings = clustering_of(method, plda, min_cluster_size), 0
+    chosen, _, _ = ours.filter_embeddings(embeddings, segmentations)
+    num_embeddings = len(chosen)
+    assume(num_embeddings > 1)
+    # embeddings that are equal cannot be told apart
+    assume(len(np.unique(chosen, axis=0)) == num_embeddings)
+    hard, soft, centroids = ours(embeddings, segmentations=segmentations, **between(number, number, number))
+    assert len(centroids) == soft.shape[2] == min(number, num_embeddings)
+    assert hard.max() < number
+
+
+def clustering_of(method, plda, min_cluster_size=12):
+    if method == "AgglomerativeClustering":
+        theirs = upstream.AgglomerativeClustering(metric="cosine")
+        parameters = {"method": "centroid", "min_cluster_size": min_cluster_size, "threshold": 0.7}
+    else:
+        theirs = upstream.VBxClustering(PLDA.from_pretrained(plda))
+        parameters = {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8}
+    return save_memory(theirs).instantiate(parameters)
+
+
+@pytest.mark.parametrize("method", ["AgglomerativeClustering", "VBxClustering"])
+@pytest.mark.parametrize("sizes", [(40, 40), (60, 9, 9), (50, 30, 10, 6), (30, 25, 20, 15, 10)])
+def test_told_the_true_number(method, sizes, tmp_path):
+    """Clusters are the speakers, however unequal, among a few embeddings of nobody."""
+    rng = np.random.default_rng(len(sizes))
+    truth = np.concatenate([np.repeat(np.arange(len(sizes)), sizes), np.full(3, -1)])
+    speakers = 3 * np.linalg.qr(rng.normal(size=(16, 16)))[0]
+    embeddings = np.concatenate([speakers[truth[:-3]], rng.normal(size=(3, 16))]) + 0.4 * rng.normal(
+        size=(len(truth), 16)
+    )
+    order = rng.permutation(len(truth))
+    segmentations = SlidingWindowFeature(np.ones((len(truth), 99, 1)), CHUNKS)
+    # of embeddings as they are
+    np.savez(tmp_path / "xvec_transform.npz", mean1=np.zeros(16), mean2=np.zeros(16), lda=np.eye(16))
+    np.savez(tmp_path / "plda.npz", mu=np.zeros(16), tr=3 * np.eye(16), psi=np.full(16, 8.0))
+    ours = clustering_of(method, tmp_path)
+    hard, _, _ = ours(embeddings[order, np.newaxis], segmentations=segmentations, **between(*3 * [len(sizes)]))
+    pairs = {pair for pair in zip(truth[order].tolist(), hard[:, 0].tolist()) if pair[0] >= 0}
+    assert len(pairs) == len({cluster for _, cluster in pairs}) == len(sizes)
+
+
+def test_best_cut_of_many():
+    """Compares only some of thousands of cuts, and knows none of fewer embeddings than clusters."""
+    embeddings = np.random.default_rng(0).normal(size=(900, 3))
+    tree = linkage(embeddings, "centroid", "euclidean")
+    for number in (1, 2, 7, 900):
+        assert len(np.unique(dendrogram.best_cut(embeddings, tree, number, 1))) == number
+    assert (
+        len(np.unique(dendrogram.best_cut(embeddings[:2], linkage(embeddings[:2], "centroid", "euclidean"), 5, 1))) == 2
+    )
 
 
 @given(seed=st.integers(0, 10_000), num_chunks=st.integers(1, 9), num_clusters=st.integers(1, 4))

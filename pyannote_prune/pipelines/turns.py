@@ -1,0 +1,95 @@
+"""Turns that people can read: smooth, not too short, of speakers named in their order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiarization
+from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
+from pyannote.core import Annotation, SlidingWindowFeature
+from pyannote.pipeline.parameter import ParamDict, Uniform
+from scipy.ndimage import correlate1d, median_filter
+
+
+def smooth(segmentations: SlidingWindowFeature, size: int, binary: bool) -> SlidingWindowFeature:
+    """Median filter over frames, of each speaker of each chunk
+
+    Parameters
+    ----------
+    segmentations : (num_chunks, num_frames, num_speakers) SlidingWindowFeature
+    size : int
+        Odd number of frames.
+    binary : bool
+        Whether all of them are zeros and ones.
+
+    Returns
+    -------
+    smoothed : (num_chunks, num_frames, num_speakers) SlidingWindowFeature
+    """
+    data = segmentations.data
+    if binary:
+        # the median of zeros and ones is what most of them are
+        filtered = (correlate1d(data, np.ones(size), axis=1, mode="reflect") > size / 2).astype(data.dtype)
+    else:
+        filtered = median_filter(data, size=(1, size, 1), mode="reflect")
+    return SlidingWindowFeature(filtered, segmentations.sliding_window)
+
+
+def name_by_appearance(output: DiarizeOutput | Annotation) -> DiarizeOutput | Annotation:
+    """Same output, whose speakers are SPEAKER_00, SPEAKER_01... in the order of their first turns
+
+    Parameters
+    ----------
+    output : DiarizeOutput or Annotation
+
+    Returns
+    -------
+    output : DiarizeOutput or Annotation
+        Rows of `speaker_embeddings` are in the order of names, as upstream's.
+    """
+    diarization = output if isinstance(output, Annotation) else output.speaker_diarization
+    speakers = diarization.labels()
+    appearance = list(dict.fromkeys(speaker for _, _, speaker in diarization.itertracks(yield_label=True)))
+    mapping = {speaker: f"SPEAKER_{number:02d}" for number, speaker in enumerate(appearance)}
+    if isinstance(output, Annotation):
+        return diarization.rename_labels(mapping=mapping)
+    embeddings = output.speaker_embeddings
+    if embeddings is not None and speakers:
+        named = [mapping[speaker] for speaker in speakers]
+        embeddings = embeddings[np.argsort(named)]
+    return DiarizeOutput(
+        speaker_diarization=diarization.rename_labels(mapping=mapping),
+        exclusive_speaker_diarization=output.exclusive_speaker_diarization.rename_labels(mapping=mapping),
+        speaker_embeddings=embeddings,
+    )
+
+
+class WithTurnDurations(UpstreamSpeakerDiarization):
+    """Upstream's pipeline with one more hyper-parameter, `segmentation.min_duration_on`, in seconds
+
+    Turns that are shorter are left out, once pauses shorter than `segmentation.min_duration_off` are filled. Where the
+    parameters of a pipeline lack it, it is 0, and none of its hyper-parameters.
+    """
+
+    def instantiate(self, params: dict[str, Any]) -> WithTurnDurations:
+        """Set hyper-parameters, as nested dictionaries of values"""
+        if "min_duration_on" in params.get("segmentation", {}) and "min_duration_on" not in set(self.segmentation):
+            current = self.segmentation.parameters(instantiated=True)
+            names = (*self.segmentation, "min_duration_on")
+            self.segmentation = ParamDict(**{name: Uniform(0.0, 1.0) for name in names}).instantiate(current)
+        return super().instantiate(params)
+
+    def to_annotation(
+        self, discrete_diarization: SlidingWindowFeature, min_duration_on: float = 0.0, min_duration_off: float = 0.0
+    ) -> Annotation:
+        """Turns of a discrete diarization
+
+        Parameters
+        ----------
+        discrete_diarization : (num_frames, num_speakers) SlidingWindowFeature
+        min_duration_on, min_duration_off : float, optional
+            In seconds. The hyper-parameter wins.
+        """
+        shortest = getattr(self.segmentation, "min_duration_on", min_duration_on)
+        return UpstreamSpeakerDiarization.to_annotation(discrete_diarization, shortest, min_duration_off)
