@@ -63,7 +63,8 @@ class FrameEmbedding(CAMPPlus):
         """
         every = features.new_ones(1, 1, features.shape[1])
         x = self.xvector["tdnn"](self.head(features.mT, every))
-        for name, part in self.xvector.items():
+        parts: Iterable[tuple[str, Any]] = self.xvector.items()
+        for name, part in parts:
             if name.startswith("block"):
                 for layer in part.children():
                     inner = layer.nonlinear2(layer.linear1(layer.nonlinear1(x)))
@@ -189,9 +190,8 @@ def without_context(model: CAMPPlus, waveforms: Iterable[Tensor]) -> FrameEmbedd
     """
     seen: dict[int, list[Tensor]] = {}
     handles = []
-    context = [
-        layer.cam_layer for name, part in model.xvector.items() if name.startswith("block") for layer in part.values()
-    ]
+    parts: Iterable[tuple[str, Any]] = model.xvector.items()
+    context = [layer.cam_layer for name, part in parts if name.startswith("block") for layer in part.values()]
     for index, layer in enumerate(context):
         remember = seen.setdefault(index, []).append
         handles.append(
