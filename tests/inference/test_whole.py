@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyannote.core import SlidingWindow
+from pyannote.core import SlidingWindow, SlidingWindowFeature
 
 from pyannote_prune.inference.whole import embed_recording
+from pyannote_prune.models import load_segmentation
+from pyannote_prune.pipelines import SpeakerDiarization, write_pipeline
 from tests.models.test_frame_embedding import small
 
 
@@ -69,3 +72,21 @@ def test_whole_recording_as_one_chunk(speakers):
     embedding = embed_recording(model, waveform, np.ones((1, speakers, 100), np.float32), window)
     expected = model(waveform[None]).numpy()[:, None].repeat(speakers, 1)
     np.testing.assert_allclose(embedding, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_pipelines_take_them(untrained, short, tmp_path):
+    """Chunks of a pipeline are embedded from frames of the whole recording."""
+    embedding = small()
+    write_pipeline(tmp_path / "pipeline", load_segmentation(untrained), embedding)
+    parts = {name: tmp_path / "pipeline" / name for name in ("segmentation", "embedding")}
+    pipeline = SpeakerDiarization(**parts, clustering="AgglomerativeClustering")
+    samples, rate = soundfile.read(short, dtype="float32")
+    file = {"waveform": torch.from_numpy(samples)[None], "sample_rate": rate}
+    segmentations = SlidingWindowFeature(
+        (np.random.default_rng(0).random((4, 49, 4)) > 0.5).astype(np.float32),
+        SlidingWindow(start=0.0, duration=8.0, step=1.0),
+    )
+    embeddings = pipeline.get_embeddings(file, segmentations)
+    masks = segmentations.data.transpose(0, 2, 1)
+    expected = embed_recording(embedding, file["waveform"], masks, segmentations.sliding_window)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-3, rtol=1e-2)
