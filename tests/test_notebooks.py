@@ -15,7 +15,10 @@ def read(name):
     return nbformat.read(NOTEBOOKS[name], as_version=4)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+# the one that trains takes minutes
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "compress")) for name in PICTURES]
+)
 def test_runs(name, tmp_path):
     notebook = read(name)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()

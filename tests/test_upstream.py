@@ -283,7 +283,7 @@ def test_log_of_lightning(caplog):
 
 
 # the backbone knows neither pyannote.audio nor Lightning, and upstream.py imports both
-ELSEWHERE = {"_attn_implementation": "wavlm/modeling.py", "_modules": "inference"}
+ELSEWHERE = {"_attn_implementation": "wavlm/attention.py", "_modules": "inference"}
 
 
 def test_private_names_stand_in_one_module():

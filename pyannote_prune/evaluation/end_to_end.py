@@ -19,7 +19,7 @@ from pyannote_prune.evaluation.results import Column, Results, with_values
 from pyannote_prune.evaluation.timing import PeakMemory, check_positive, interleave, machine, silent, synchronize
 from pyannote_prune.pipelines import SpeakerDiarization
 from pyannote_prune.pipelines.pretrained import load_pipeline
-from pyannote_prune.upstream import segmentation_inference
+from pyannote_prune.upstream import NoPLDA, segmentation_inference
 
 # steps that the pipelines tell their hook the end of; the rest is clustering, and what follows it
 _STEPS = ("segmentation", "speaker_counting", "embeddings")
@@ -53,7 +53,7 @@ class _Upstream(UpstreamSpeakerDiarization):
             segmentation_step=ours.segmentation_step,
             embedding=ours.embedding,
             embedding_exclude_overlap=ours.embedding_exclude_overlap,
-            plda=ours.plda,
+            plda=NoPLDA() if ours.plda is None else ours.plda,
             clustering=ours.klustering,
             embedding_batch_size=ours.embedding_batch_size,
             segmentation_batch_size=ours.segmentation_batch_size,

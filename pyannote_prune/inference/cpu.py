@@ -144,13 +144,18 @@ class SpectralPositional(PositionalConvEmbedding):
 
     def spectrum(self) -> Tensor:
         """Of the kernels as they are"""
-        return kernel_spectrum(self.conv.weight, self.conv.groups)
+        return kernel_spectrum(_full(self.conv.weight), self.conv.groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, frames, hidden_size) -> (batch, frames, hidden_size)"""
-        dtype = self.conv.bias.dtype
-        with torch.autocast("cpu", enabled=False):  # half precision has no Fourier transform
-            return F.gelu(multiply_spectra(x.to(dtype), self.spectrum(), self.conv.bias))
+        with torch.autocast("cpu", enabled=False):
+            bias = _full(self.conv.bias)
+            return F.gelu(multiply_spectra(x.to(bias.dtype), self.spectrum(), bias)).to(self.conv.bias.dtype)
+
+
+def _full(x: Tensor) -> Tensor:
+    """In a precision that has a Fourier transform"""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class FrozenPositional(SpectralPositional):

@@ -22,7 +22,9 @@ from torch import Tensor
 from pyannote_prune.errors import InputError
 from pyannote_prune.inference.chunks import embed_chunks, embedding_masks, fold_batch_norms, pools_by_speaker
 from pyannote_prune.inference.memory import within_memory
+from pyannote_prune.inference.whole import embed_recording
 from pyannote_prune.inference.windows import SegmentationInference
+from pyannote_prune.models import FrameEmbedding
 from pyannote_prune.pipelines.bounds import check_bounds, warn_if_outside, with_defaults
 from pyannote_prune.pipelines.clustering import save_memory
 from pyannote_prune.pipelines.parts import (
@@ -337,13 +339,13 @@ class SpeakerDiarization(WithTurnDurations):
                 hook("embeddings", None, completed=completed, total=total)
 
         embedding: Any = speaker_embedding(self)
-        embeddings = embed_chunks(
-            embedding,
-            embedding_masks(embedding, binary_segmentations, exclude_overlap),
-            waveform_of,
-            batch_size,
-            progress,
-        )
+        masks = embedding_masks(embedding, binary_segmentations, exclude_overlap)
+        if isinstance(embedding.model_, FrameEmbedding):
+            waveform, _ = audio_reader(self)(file)
+            window = binary_segmentations.sliding_window
+            embeddings = embed_recording(embedding.model_, waveform, masks, window, progress)
+        else:
+            embeddings = embed_chunks(embedding, masks, waveform_of, batch_size, progress)
         if self.training:
             file[EMBEDDING_CACHE] = {"embeddings": embeddings, "segmentation.threshold": threshold}
         return embeddings

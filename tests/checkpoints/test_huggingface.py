@@ -21,7 +21,11 @@ LARGE = WavLMConfig(
 
 
 @pytest.mark.parametrize(
-    ("config", "preset"), [(BASE_PLUS, "wavlm-base-plus"), (LARGE, "wavlm-large")], ids=["base-plus", "large"]
+    ("config", "preset"),
+    [
+        pytest.param(BASE_PLUS, "wavlm-base-plus", id="base-plus"),
+        pytest.param(LARGE, "wavlm-large", id="large", marks=pytest.mark.slow),
+    ],
 )
 def test_full_size_there_and_back(config, preset, tmp_path):
     torch.manual_seed(0)

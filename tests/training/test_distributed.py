@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 SCRIPT = """
@@ -31,6 +32,7 @@ torch.save(state, directory / f"rank{trainer.global_rank}.pt")
 """
 
 
+@pytest.mark.slow
 def test_ranks_agree_on_gates_and_multipliers(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -1,0 +1,91 @@
+"""Speaker embeddings of chunks, of frames that are computed once for the whole recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from pyannote.core import SlidingWindow
+from torch import Tensor
+
+from pyannote_prune.models.frame_embedding import FrameEmbedding
+
+# seconds of the filterbank that are computed at a time
+_BLOCK = 60
+
+
+@torch.inference_mode()
+def embed_recording(
+    model: FrameEmbedding,
+    waveform: Tensor,
+    masks: np.ndarray,
+    chunks: SlidingWindow,
+    progress: Callable[[int, int], None] = lambda completed, total: None,
+) -> np.ndarray:
+    """Embed all speakers of all chunks of a recording
+
+    Parameters
+    ----------
+    model : FrameEmbedding
+    waveform : (1, num_samples) Tensor
+        All of the recording.
+    masks : (num_chunks, num_speakers, num_mask_frames) float32 array
+        Frames in which each speaker of a chunk speaks, at any resolution: those above one half.
+    chunks : SlidingWindow
+        Where they are, in seconds. They may go on after the end of the recording.
+    progress : callable, optional
+        Called with the number of chunks that are done and their total.
+
+    Returns
+    -------
+    embeddings : (num_chunks, num_speakers, dimension) float32 array
+        NaN where a speaker of a chunk has no frame.
+    """
+    num_chunks, num_speakers, num_mask_frames = masks.shape
+    speaking = torch.from_numpy(masks > 0.5)
+    features = _features(model, waveform)
+    features -= features.mean(0)
+    # middle of the first frame, and from one to the next
+    first = model.receptive_field_center(0) / model.hparams.sample_rate
+    step = model.receptive_field_center(1) / model.hparams.sample_rate - first
+    starts = np.array([chunks[index].start for index in range(num_chunks)])
+
+    channels = int(model.hparams.transitions[-1])
+    count = torch.zeros(num_chunks, num_speakers, device=model.device)
+    sums, squares = (torch.zeros(num_chunks, num_speakers, channels, device=model.device) for _ in range(2))
+    progress(0, num_chunks)
+    for start, frames in model.blocks(features):
+        times = first + step * np.arange(start, start + frames.shape[1])
+        inside = np.flatnonzero((starts + chunks.duration > times[0]) & (starts <= times[-1]))
+        if not len(inside):
+            continue
+        place = np.floor((times - starts[inside, None]) / chunks.duration * num_mask_frames).astype(int)
+        within = torch.from_numpy((place >= 0) & (place < num_mask_frames))
+        place = torch.from_numpy(place.clip(0, num_mask_frames - 1))[:, None].expand(-1, num_speakers, -1)
+        chosen = speaking[inside].gather(2, place) & within[:, None]
+        # inner dimension last in memory, as matrix products like it
+        weights, frames = chosen.to(frames).flatten(0, 1), frames.mT.contiguous()
+        count[inside] += weights.sum(1).unflatten(0, (-1, num_speakers))
+        sums[inside] += (weights @ frames).unflatten(0, (-1, num_speakers))
+        squares[inside] += (weights @ frames.square()).unflatten(0, (-1, num_speakers))
+        progress(int((starts + chunks.duration <= times[-1]).sum()), num_chunks)
+    embeddings = model.embed_sums(count.flatten(), sums.flatten(0, 1), squares.flatten(0, 1))
+    progress(num_chunks, num_chunks)
+    return embeddings.unflatten(0, count.shape).cpu().numpy()
+
+
+def _features(model: FrameEmbedding, waveform: Tensor) -> Tensor:
+    """(1, num_samples) -> (num_features, num_mel_bins)"""
+    filterbank = model.filterbank
+    missing = filterbank.size - waveform.shape[1]
+    if missing > 0:
+        waveform = torch.nn.functional.pad(waveform, (0, missing))
+    size = _BLOCK * model.hparams.sample_rate // filterbank.step
+    total = (waveform.shape[1] - filterbank.size) // filterbank.step + 1
+    blocks = []
+    for start in range(0, total, size):
+        last = min(start + size, total) - 1
+        samples = waveform[:, start * filterbank.step : last * filterbank.step + filterbank.size]
+        blocks.append(filterbank(samples[None].to(model.device))[0])
+    return torch.cat(blocks)
