@@ -14,7 +14,7 @@ from scipy.signal import resample_poly
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.simulation.rendering import LEVEL, Renderer
-from pyannote_prune.simulation.turns import TurnTaking
+from pyannote_prune.simulation.turn_taking import TurnTaking
 from pyannote_prune.simulation.voices import Voices, speech_regions
 
 # speeds that are cheap to resample to, as ratios of small numbers
