@@ -42,9 +42,23 @@ def diarize(
     exclusive: Annotated[
         bool, typer.Option("--exclusive", help="One speaker at a time, the likeliest where several speak.")
     ] = False,
-    num_speakers: Annotated[int | None, typer.Option(help="Number of speakers, when known.", min=1)] = None,
-    min_speakers: Annotated[int | None, typer.Option(help="Least number of speakers.", min=1)] = None,
-    max_speakers: Annotated[int | None, typer.Option(help="Greatest number of speakers.", min=1)] = None,
+    num_speakers: Annotated[int | None, typer.Option(help="Number of speakers, when known.")] = None,
+    min_speakers: Annotated[int | None, typer.Option(help="Least number of speakers.")] = None,
+    max_speakers: Annotated[int | None, typer.Option(help="Greatest number of speakers.")] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            help="Number of the channel to use, from 0, or `each`: diarize every channel by itself, and name speakers "
+            "by channel. Numbers of speakers then hold for each channel."
+        ),
+    ] = None,
+    min_duration_on: Annotated[
+        float | None, typer.Option(help="Leave out turns shorter than that many seconds. Default: as in config.yaml.")
+    ] = None,
+    min_duration_off: Annotated[
+        float | None,
+        typer.Option(help="Fill pauses of a speaker shorter than that many seconds. Default: as in config.yaml."),
+    ] = None,
     revision: Revision = None,
     token: Token = None,
     device: Device = "auto",
@@ -56,22 +70,32 @@ def diarize(
 
     Example: pyannote-prune diarize meeting.wav --pipeline pipeline --max-speakers 6
     """
-    if min_speakers is not None and max_speakers is not None and min_speakers > max_speakers:
-        raise InputError(f"--min-speakers ({min_speakers}) must not exceed --max-speakers ({max_speakers}).")
+    durations = {"min_duration_on": min_duration_on, "min_duration_off": min_duration_off}
+    for name, value in durations.items():
+        if value is not None and not 0 <= value <= 1:
+            raise InputError(f"--{name.replace('_', '-')} must be between 0 and 1 second, got {value}.")
+    if channel is not None and channel != "each" and not channel.isdecimal():
+        raise InputError(f"--channel must be the number of a channel, from 0, or `each`, got {channel!r}.")
+    if channel == "each" and exclusive:
+        raise InputError("--exclusive is not possible with --channel each: people on different channels may overlap.")
     if output is not None and output.exists() and not output.is_dir():
         raise InputError(f"--output must be a directory, {output} is a file.")
 
     from pyannote_prune import embedded_pipeline
     from pyannote_prune.models.audio import Audio
+    from pyannote_prune.pipelines.bounds import check_bounds
+    from pyannote_prune.pipelines.channels import diarize_channels
     from pyannote_prune.pipelines.output import FORMATS
     from pyannote_prune.pipelines.pretrained import load_pipeline
     from pyannote_prune.reports.tables import summary_table
     from pyannote_prune.reports.timeline import plot_timeline
 
+    check_bounds(num_speakers, min_speakers, max_speakers, prefix="--")
     recordings = _find(audio)
     _check(formats, plot, output, len(recordings))
     pipeline = str(embedded_pipeline()) if pipeline is None else pipeline
     loaded = load_pipeline(pipeline, device, revision, token)
+    _set_durations(loaded, durations)
     if exclusive and getattr(loaded, "legacy", False):
         raise InputError(f"--exclusive is not possible with {pipeline}: set `legacy: false` in its config.yaml.")
     if output is not None:
@@ -84,18 +108,22 @@ def diarize(
     failed = []
     for number, (uri, path) in enumerate(recordings.items(), start=1):
         title = uri if len(recordings) == 1 else f"{uri} ({number} of {len(recordings)})"
-        file = {"audio": str(path), "uri": uri}
+        file: dict[str, Any] = {"audio": str(path), "uri": uri}
+        if channel is not None and channel != "each":
+            file["channel"] = int(channel)
         try:
             if not path.is_file():
                 raise InputError(f"No such recording: {path}.")
             with _progress(console, title, hidden=quiet) as hook:
-                result = loaded(
-                    file,
-                    num_speakers=num_speakers,
-                    min_speakers=min_speakers,
-                    max_speakers=max_speakers,
-                    hook=hook,
-                )
+                bounds = {
+                    "num_speakers": num_speakers,
+                    "min_speakers": min_speakers,
+                    "max_speakers": max_speakers,
+                }
+                if channel == "each":
+                    result = diarize_channels(loaded, file, hook=hook, **bounds)
+                else:
+                    result = loaded(file, hook=hook, **bounds)
             duration = Audio().get_duration(file)
             picture = None if plot is None else Audio(mono="downmix")(file)
         except Exception as error:  # as many as there are decoders: other recordings depend on going on
@@ -146,6 +174,18 @@ def _check(formats: list[str], plot: str | None, output: Path | None, num_record
         raise InputError(f"Several formats ({', '.join(formats)}) need --output DIR, the directory of their files.")
     if num_recordings > 1 and not FORMATS[formats[0]].concatenates:
         raise InputError(f"--format {formats[0]} of several recordings needs --output DIR, a file for each of them.")
+
+
+def _set_durations(pipeline: Any, durations: dict[str, float | None]) -> None:
+    """Set durations of turns and pauses that are given."""
+    given = {name: value for name, value in durations.items() if value is not None}
+    if not given:
+        return
+    try:
+        pipeline.instantiate({"segmentation": given})
+    except (AttributeError, ValueError) as error:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{names} cannot be set of this pipeline ({describe(error)}).") from None
 
 
 def _find(audio: list[Path]) -> dict[str, Path]:

@@ -131,6 +131,7 @@ class AgglomerativeClustering(_Ruled, UpstreamAgglomerativeClustering):
             embeddings, metric = _normalize(embeddings), "euclidean"
         dendrogram = linkage(embeddings, method=self.method, metric=metric)
         min_size = min(self.min_cluster_size, max(1, round(0.1 * len(embeddings))))
+        min_size = max(min_size, round(self.rules.min_speaker_share * len(embeddings)))
         if num_clusters is not None:
             # told: rather than near the threshold, where there may be no good one
             return best_cut(embeddings, dendrogram, num_clusters, min_size)
@@ -226,6 +227,8 @@ class VBxClustering(_Ruled, UpstreamVBxClustering):
         dendrogram = linkage(normalized, method="centroid", metric="euclidean")
         features = self.plda(some)
         responsibilities = self._infer(cut_dendrogram(dendrogram, self.threshold), features, self.Fb)
+        if self.rules.min_speaker_share > 0:
+            responsibilities = self._merge_small(normalized, responsibilities)
         found = responsibilities.shape[1]
         told = num_clusters
         if told is None and not min_clusters <= found <= max_clusters:
@@ -252,6 +255,13 @@ class VBxClustering(_Ruled, UpstreamVBxClustering):
             initial, features, self.plda.phi, Fa=self.Fa, Fb=regularization, maxIters=VBX_ITERATIONS
         )
         return responsibilities[:, priors > VBX_LEAST_PRIOR]
+
+    def _merge_small(self, normalized: np.ndarray, responsibilities: np.ndarray) -> np.ndarray:
+        """Responsibilities of speakers with enough embeddings, once those of others are merged with the nearest."""
+        _, clusters = np.unique(responsibilities.argmax(axis=1), return_inverse=True)
+        least = min(self.rules.min_speaker_share * len(clusters), np.bincount(clusters).max())
+        merged = absorb_small(normalized, clusters, least)
+        return np.eye(merged.max() + 1)[merged]
 
     def _infer_told(
         self, normalized: np.ndarray, dendrogram: np.ndarray, features: np.ndarray, num_clusters: int

@@ -130,7 +130,7 @@ def best_cut(embeddings: np.ndarray, dendrogram: np.ndarray, num_clusters: int, 
     return np.arange(num_embeddings)
 
 
-def absorb_small(embeddings: np.ndarray, clusters: np.ndarray, min_size: int, metric: str = "cosine") -> np.ndarray:
+def absorb_small(embeddings: np.ndarray, clusters: np.ndarray, min_size: float, metric: str = "cosine") -> np.ndarray:
     """Clusters whose small ones are given to the large ones with the nearest centroids
 
     Parameters
@@ -138,7 +138,7 @@ def absorb_small(embeddings: np.ndarray, clusters: np.ndarray, min_size: int, me
     embeddings : (num_embeddings, dimension) array
     clusters : (num_embeddings,) array
         Numbered from 0. At least one must be large.
-    min_size : int
+    min_size : float
         Number of embeddings of a large cluster.
     metric : str, optional
         Of SciPy. Defaults to "cosine".

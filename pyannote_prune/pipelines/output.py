@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from pyannote.core import Annotation
+from pyannote.core import Annotation, Segment
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,22 @@ def speaker_totals(diarization: Annotation) -> list[SpeakerTotal]:
     ]
 
 
+def to_milliseconds(diarization: Annotation) -> Annotation:
+    """Same turns, whose starts and ends are whole milliseconds: what is shorter than half of one is left out
+
+    Durations are in RTTM, ends in other formats: rounded each by themselves, they would differ.
+    """
+    rounded = Annotation(uri=diarization.uri)
+    for segment, track, speaker in diarization.itertracks(yield_label=True):
+        start, end = round(segment.start, 3), round(segment.end, 3)
+        if start < end:
+            rounded[Segment(start, end), track] = speaker
+    return rounded
+
+
 def to_rttm(diarization: Annotation, duration: float) -> str:
     """Lines of NIST's Rich Transcription Time Marked format, as pyannote.core writes them."""
-    return diarization.to_rttm()
+    return to_milliseconds(diarization).to_rttm()
 
 
 def to_json(diarization: Annotation, duration: float) -> str:
@@ -54,15 +67,13 @@ def to_json(diarization: Annotation, duration: float) -> str:
     [`SpeakerTotal`][pyannote_prune.pipelines.output.SpeakerTotal]; "turns", in the order of their starts,
     with "start" and "end" in seconds.
     """
+    diarization = to_milliseconds(diarization)
     content = {
         "uri": diarization.uri,
         "duration": round(duration, 3),
         "overlap": round(diarization.get_overlap().duration(), 3),
         "speakers": [asdict(total) for total in speaker_totals(diarization)],
-        "turns": [
-            {"start": round(start, 3), "end": round(end, 3), "speaker": speaker}
-            for start, end, speaker in _turns(diarization)
-        ],
+        "turns": [{"start": start, "end": end, "speaker": speaker} for start, end, speaker in _turns(diarization)],
     }
     return json.dumps(content) + "\n"
 
@@ -87,7 +98,7 @@ def _timestamp(seconds: float) -> str:
 
 
 def _turns(diarization: Annotation) -> Iterator[tuple[float, float, str]]:
-    for segment, _, speaker in diarization.itertracks(yield_label=True):
+    for segment, _, speaker in to_milliseconds(diarization).itertracks(yield_label=True):
         yield segment.start, segment.end, speaker
 
 

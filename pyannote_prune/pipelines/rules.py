@@ -29,6 +29,9 @@ class ClusteringRules:
         With VBx clustering, let outputs of a chunk in which nobody speaks take part in the constrained assignment.
     unassigned_as_speaker : bool, optional
         With VBx clustering, give all that the constrained assignment leaves over to one more speaker.
+    min_speaker_share : float, optional
+        Least share of the clustered embeddings of a speaker: those with less are merged with the most similar one that
+        has as many. `min_cluster_size` is a number of chunks, of which long recordings have many. Defaults to 0.
     """
 
     min_solo_ratio: float | None = None
@@ -36,6 +39,7 @@ class ClusteringRules:
     constrained_assignment: bool | None = None
     assign_silent_speakers: bool = False
     unassigned_as_speaker: bool = False
+    min_speaker_share: float = 0.0
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> ClusteringRules:
@@ -50,9 +54,9 @@ class ClusteringRules:
         for name, value in options.items():
             if name not in known:
                 raise InputError(f"clustering_rules has no {name}, only {', '.join(sorted(known))}.")
-            if name == "min_solo_ratio":
+            if name in ("min_solo_ratio", "min_speaker_share"):
                 if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                    raise InputError(f"min_solo_ratio of clustering_rules must be between 0 and 1, got {value!r}.")
+                    raise InputError(f"{name} of clustering_rules must be between 0 and 1, got {value!r}.")
             elif not isinstance(value, bool):
                 raise InputError(f"{name} of clustering_rules must be true or false, got {value!r}.")
         return cls(**options)

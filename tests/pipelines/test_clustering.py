@@ -16,6 +16,7 @@ from pyannote_prune.pipelines import clustering, dendrogram
 from pyannote_prune.pipelines.clustering import PortablePLDA, save_memory
 from pyannote_prune.pipelines.dendrogram import linkage
 from pyannote_prune.pipelines.reconstruction import ClusteredSegmentations
+from pyannote_prune.pipelines.rules import ClusteringRules
 
 CHUNKS = SlidingWindow(start=0.0, duration=2.0, step=0.5)
 FRAMES = SlidingWindow(start=0.0, duration=0.04, step=0.02)
@@ -157,14 +158,14 @@ def test_told_number(plda, seed, num_speakers, num_chunks, number, min_cluster_s
     assert hard.max() < number
 
 
-def clustering_of(method, plda, min_cluster_size=12):
+def clustering_of(method, plda, min_cluster_size=12, **rules):
     if method == "AgglomerativeClustering":
         theirs = upstream.AgglomerativeClustering(metric="cosine")
         parameters = {"method": "centroid", "min_cluster_size": min_cluster_size, "threshold": 0.7}
     else:
         theirs = upstream.VBxClustering(PLDA.from_pretrained(plda))
         parameters = {"threshold": 0.6, "Fa": 0.07, "Fb": 0.8}
-    return save_memory(theirs).instantiate(parameters)
+    return save_memory(theirs, ClusteringRules(**rules)).instantiate(parameters)
 
 
 @pytest.mark.parametrize("method", ["AgglomerativeClustering", "VBxClustering"])
@@ -186,6 +187,27 @@ def test_told_the_true_number(method, sizes, tmp_path):
     hard, _, _ = ours(embeddings[order, np.newaxis], segmentations=segmentations, **between(*3 * [len(sizes)]))
     pairs = {pair for pair in zip(truth[order].tolist(), hard[:, 0].tolist()) if pair[0] >= 0}
     assert len(pairs) == len({cluster for _, cluster in pairs}) == len(sizes)
+
+
+@pytest.mark.parametrize("method", ["AgglomerativeClustering", "VBxClustering"])
+@pytest.mark.parametrize("times", [1, 6])
+def test_ghosts(method, times, tmp_path):
+    """Two speakers, however long they talk, and a few embeddings of nobody, the more the longer."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "xvec_transform.npz", mean1=np.zeros(16), mean2=np.zeros(16), lda=np.eye(16))
+    np.savez(tmp_path / "plda.npz", mu=np.zeros(16), tr=3 * np.eye(16), psi=np.full(16, 8.0))
+    speakers = 3 * np.linalg.qr(rng.normal(size=(16, 16)))[0]
+    truth = np.repeat([0, 1, 2, 3], np.array([150, 100, 4, 4]) * times)
+    embeddings = (speakers[truth] + 0.3 * rng.normal(size=(len(truth), 16)))[:, np.newaxis]
+    segmentations = SlidingWindowFeature(np.ones((len(truth), 99, 1)), CHUNKS)
+    found = {}
+    for share in (0.0, 0.03):
+        ours = clustering_of(method, tmp_path, min_speaker_share=share)
+        _, _, centroids = ours(embeddings.copy(), segmentations=segmentations, **between(1, np.inf))
+        found[share] = len(centroids)
+    assert found[0.03] == 2
+    # of agglomerative clustering, as many as reach its least number of chunks
+    assert found[0.0] == (2 if times == 1 and method == "AgglomerativeClustering" else 4)
 
 
 def test_best_cut_of_many():

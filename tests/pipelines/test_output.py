@@ -2,6 +2,8 @@ import json
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyannote.core import Annotation, Segment
 from pyannote.database.util import load_rttm
 
@@ -52,6 +54,33 @@ def test_json(diarization):
         ],
         "turns": [{"start": start, "end": end, "speaker": speaker} for start, end, speaker in TURNS],
     }
+
+
+@given(
+    turns=st.lists(
+        st.tuples(st.floats(0, 4000), st.floats(0.001, 60), st.sampled_from("ABC")),
+        min_size=1,
+        max_size=8,
+        unique_by=lambda turn: turn[0],
+    )
+)
+def test_formats_agree(turns):
+    """To the millisecond."""
+    annotation = Annotation(uri="meeting")
+    for start, duration, speaker in turns:
+        annotation[Segment(start, start + duration), speaker] = speaker
+    content = json.loads(to_json(annotation, 5000.0))
+    wanted = [(round(1000 * turn["start"]), round(1000 * turn["end"]), turn["speaker"]) for turn in content["turns"]]
+    rttm = [line.split() for line in to_rttm(annotation, 5000.0).splitlines()]
+    starts = [(round(1000 * float(line[3])), round(1000 * float(line[4])), line[7]) for line in rttm]
+    assert [(start, start + duration, speaker) for start, duration, speaker in starts] == wanted
+    cues = re.findall(r"(\d+):(\d+):(\d+)\.(\d+) --> (\d+):(\d+):(\d+)\.(\d+)\n<v (\w)>", to_webvtt(annotation, 5000.0))
+    times = [[int(number) for number in cue[:8]] for cue in cues]
+    ends = [
+        tuple(3_600_000 * hours + 60_000 * minutes + 1000 * seconds + rest for hours, minutes, seconds, rest in pair)
+        for pair in ((time[:4], time[4:]) for time in times)
+    ]
+    assert [(*pair, cue[8]) for pair, cue in zip(ends, cues, strict=True)] == wanted
 
 
 def test_audacity(diarization):
