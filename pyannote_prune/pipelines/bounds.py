@@ -35,7 +35,7 @@ def check_bounds(
     for name, value in given.items():
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= GREATEST_NUMBER:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= GREATEST_NUMBER:
             raise InputError(f"{names[name]} must be a whole number from 1 to {GREATEST_NUMBER}, got {value!r}.")
     for less, more in (
         ("min_speakers", "max_speakers"),

@@ -228,7 +228,7 @@ class SpeakerDiarization(WithTurnDurations):
         InputError
             When a file is missing, broken or empty, or when two of a list have one name.
         """
-        check_bounds(*(kwargs.get(name) for name in ("num_speakers", "min_speakers", "max_speakers")))
+        check_bounds(kwargs.get("num_speakers"), kwargs.get("min_speakers"), kwargs.get("max_speakers"))
         if not isinstance(file, list):
             return super().__call__(file, **kwargs)
         files = [check_file(one) for one in file]

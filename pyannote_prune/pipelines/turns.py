@@ -72,6 +72,8 @@ class WithTurnDurations(UpstreamSpeakerDiarization):
     parameters of a pipeline lack it, it is 0, and none of its hyper-parameters.
     """
 
+    segmentation: Any
+
     def instantiate(self, params: dict[str, Any]) -> WithTurnDurations:
         """Set hyper-parameters, as nested dictionaries of values"""
         if "min_duration_on" in params.get("segmentation", {}) and "min_duration_on" not in set(self.segmentation):
