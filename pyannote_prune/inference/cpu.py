@@ -86,6 +86,25 @@ class DistanceEncoder(Encoder):
         return self.distance_bias(num_frames)
 
 
+class FrozenEncoder(DistanceEncoder):
+    """The same, with the position bias of the last number of frames kept"""
+
+    known: dict[int, Tensor | None]
+
+    def position_bias(self, num_frames: int) -> Tensor | None:
+        """(original heads, 2 * num_frames - 1), by increasing `key - query`"""
+        if num_frames not in self.known:
+            self.known.clear()
+            self.known[num_frames] = self.distance_bias(num_frames)
+        return self.known[num_frames]
+
+
+def _freeze_encoder(module: nn.Module) -> FrozenEncoder:
+    twin = share(module, FrozenEncoder)
+    twin.__dict__["known"] = {}
+    return twin
+
+
 class BackwardKeys(Attention):
     """Attention whose keys go backwards
 
@@ -266,7 +285,7 @@ FROZEN: Replacements = {
     nn.Linear: sharing(FastLinear),
     SelfAttention: sharing(FastSelfAttention),
     ConvolutionModule: _freeze_convolution,
-    Encoder: sharing(DistanceEncoder),
+    Encoder: _freeze_encoder,
     Attention: sharing(BackwardKeys),
     PositionalConvEmbedding: _freeze,
     FeatureExtractor: sharing(BlockExtractor),
