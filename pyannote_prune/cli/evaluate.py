@@ -31,6 +31,9 @@ def evaluate(
     skip_overlap: Annotated[
         bool, typer.Option("--skip-overlap", help="Do not score where speech of the reference overlaps.")
     ] = False,
+    told: Annotated[
+        bool, typer.Option("--told", help="Tell pipelines the number of speakers of each recording.")
+    ] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory of the hypotheses, as PIPELINE/PROTOCOL.SUBSET/URI.rttm.")
     ] = Path("evaluation"),
@@ -63,6 +66,7 @@ def evaluate(
             skip_overlap=skip_overlap,
             output=output,
             device=device,
+            told=told,
         )
     print_results(results, as_json, as_markdown)
     if results.about[FAILED]:

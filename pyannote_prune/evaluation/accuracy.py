@@ -45,6 +45,7 @@ def evaluate(
     skip_overlap: bool = False,
     output: Path = Path("evaluation"),
     device: str = "auto",
+    told: bool = False,
 ) -> Results:
     """Diarization error rates of pipelines on protocols
 
@@ -71,6 +72,9 @@ def evaluate(
         Directory of the hypotheses. Defaults to "evaluation".
     device : str, optional
         Defaults to "auto": a GPU where there is one.
+    told : bool, optional
+        Tell pipelines the number of speakers of each reference. Hypotheses are kept apart, under `PIPELINE-told`.
+        Defaults to False.
 
     Returns
     -------
@@ -94,7 +98,7 @@ def evaluate(
         raise InputError(f"--output must be a directory, {output} is a file.")
     find_device(device)
     systems = [
-        System(label, source, fingerprint(source), output / label)
+        System(label, source, fingerprint(source), output / (f"{label}-told" if told else label), told)
         for label, source in label_pipelines(pipelines).items()
     ]
     if registry is not None:
@@ -119,6 +123,7 @@ def evaluate(
         "subset": subset,
         "collar": f"{collar:g} s" + (f" in total (±{collar / 2:g} s)" if collar else ""),
         "overlap": "not scored" if skip_overlap else "scored",
+        **({"number of speakers": "told"} if told else {}),
         FAILED: len(systems) * len(files) - scored,
     }
     without = sum(reference.annotated is None for reference in files)

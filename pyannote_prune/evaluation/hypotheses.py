@@ -48,12 +48,15 @@ class System:
         Pipeline directory, or hub id.
     fingerprint : str
     folder : Path
+    told : bool, optional
+        Whether it is told the number of speakers of each reference. Defaults to False.
     """
 
     label: str
     source: str
     fingerprint: str
     folder: Path
+    told: bool = False
 
     def hypothesis(self, corpus: Corpus, reference: Reference) -> Path:
         """Where the hypothesis about a recording is, or will be."""
@@ -135,7 +138,8 @@ def diarize(system: System, corpora: Sequence[Corpus], device: str, progress: Pr
     for corpus, references in missing:
         for reference in progress.track(references, description=f"{system.label}, {corpus.protocol}"):
             try:
-                output = pipeline(_recording(reference.file))
+                bounds = {"num_speakers": len(reference.annotation.labels())} if system.told else {}
+                output = pipeline(_recording(reference.file), **bounds)
                 rttm = getattr(output, "speaker_diarization", output).to_rttm()
             except Exception as error:  # as many as there are decoders: hours of other recordings depend on going on
                 if debugging() or not is_expected(error):
@@ -147,7 +151,7 @@ def diarize(system: System, corpora: Sequence[Corpus], device: str, progress: Pr
 
 
 def _recording(file: ProtocolFile) -> dict[str, Any]:
-    """What a pipeline is told: nothing of the reference, which some would use."""
+    """A file without its reference, which some pipelines would use."""
     try:
         audio = FileFinder()(file)
     except FileNotFoundError as error:

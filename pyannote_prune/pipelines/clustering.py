@@ -132,11 +132,11 @@ class AgglomerativeClustering(_Ruled, UpstreamAgglomerativeClustering):
         dendrogram = linkage(embeddings, method=self.method, metric=metric)
         min_size = min(self.min_cluster_size, max(1, round(0.1 * len(embeddings))))
         min_size = max(min_size, round(self.rules.min_speaker_share * len(embeddings)))
-        if num_clusters is not None:
-            # told: rather than near the threshold, where there may be no good one
-            return best_cut(embeddings, dendrogram, num_clusters, min_size)
         clusters = cut_dendrogram(dendrogram, self.threshold)
         found = num_large(clusters, min_size)
+        if num_clusters is not None and found != num_clusters:
+            # rather than the nearest to the threshold, which may split off a few embeddings of nobody
+            return best_cut(embeddings, dendrogram, num_clusters, min_size)
         if not min_clusters <= found <= max_clusters:
             wanted = min_clusters if found < min_clusters else max_clusters
             clusters = cut_into(dendrogram, wanted, self.threshold, min_size)

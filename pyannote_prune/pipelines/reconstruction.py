@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from pyannote.audio import Inference
 from pyannote.core import Segment, SlidingWindowFeature
+
+# frames that are ranked at a time: indices of all frames at once are gigabytes where there are many speakers
+_BLOCK = 10_000
 
 
 class ClusteredSegmentations:
@@ -35,3 +39,35 @@ class ClusteredSegmentations:
             for cluster in np.unique(clusters[clusters != -2]):
                 scores[:, cluster] = np.max(segmentation[:, clusters == cluster], axis=1)
             yield chunk, scores
+
+
+def to_diarization(segmentations: ClusteredSegmentations, count: SlidingWindowFeature) -> SlidingWindowFeature:
+    """Same as upstream's `to_diarization`, with frames ranked in blocks
+
+    Parameters
+    ----------
+    segmentations : ClusteredSegmentations
+    count : (total_num_frames, 1) SlidingWindowFeature
+        Number of speakers of each frame.
+
+    Returns
+    -------
+    discrete_diarization : (total_num_frames, num_clusters) SlidingWindowFeature
+        As many ones in each frame as speak in it. There are more columns where more speak than there are clusters.
+    """
+    activations = Inference.aggregate(
+        segmentations, count.sliding_window, hamming=False, missing=0.0, skip_average=True
+    )
+    at_once = int(np.max(count.data))
+    if (missing := at_once - activations.data.shape[1]) > 0:
+        activations.data = np.pad(activations.data, ((0, 0), (0, missing)))
+    extent = activations.extent & count.extent
+    activations = activations.crop(extent, return_data=False)
+    counts = count.crop(extent, return_data=False).data[:, 0]
+    data = activations.data[: len(counts)]
+    binary = np.zeros_like(activations.data)
+    for start in range(0, len(data), _BLOCK):
+        ranked = np.argsort(-data[start : start + _BLOCK], axis=-1)[:, :at_once]
+        rows, ranks = np.nonzero(np.arange(at_once) < counts[start : start + len(ranked), np.newaxis])
+        binary[start + rows, ranked[rows, ranks]] = 1.0
+    return SlidingWindowFeature(binary, activations.sliding_window)

@@ -35,7 +35,7 @@ from pyannote_prune.pipelines.parts import (
     load_plda,
     name_of_part,
 )
-from pyannote_prune.pipelines.reconstruction import ClusteredSegmentations
+from pyannote_prune.pipelines.reconstruction import ClusteredSegmentations, to_diarization
 from pyannote_prune.pipelines.recording import check_file, decode
 from pyannote_prune.pipelines.rules import ClusteringRules
 from pyannote_prune.pipelines.turns import WithTurnDurations, name_by_appearance, smooth
@@ -275,7 +275,7 @@ class SpeakerDiarization(WithTurnDurations):
         -------
         discrete_diarization : (total_num_frames, num_clusters) SlidingWindowFeature
         """
-        return self.to_diarization(ClusteredSegmentations(segmentations, hard_clusters), count)
+        return to_diarization(ClusteredSegmentations(segmentations, hard_clusters), count)
 
     def get_embeddings(
         self,

@@ -71,14 +71,15 @@ class Fake:
     """A pipeline that knows what to say, and remembers what it was asked."""
 
     def __init__(self):
-        self.loaded, self.asked, self.legacy = [], [], False
+        self.loaded, self.asked, self.told, self.legacy = [], [], [], False
 
     def load(self, source, device):
         self.loaded.append(source)
         return self
 
-    def __call__(self, file):
+    def __call__(self, file, **bounds):
         assert "annotation" not in file
+        self.told.append(bounds)
         decode(file, 16000)
         self.asked.append(file["uri"])
         found = annotation(file["uri"], HYPOTHESES[file["uri"]])
@@ -192,6 +193,16 @@ def test_finished_recordings_are_not_redone(evaluation, fake, pipeline, tmp_path
     (tmp_path / "out" / "base" / f"{MAIN}.test" / "two.rttm").unlink()
     assert evaluation(MAIN, OTHER).rows == first.rows
     assert fake.asked == ["one", "two", "three", "two"]
+
+
+def test_told_the_number_of_speakers(evaluation, fake, tmp_path):
+    """Hypotheses are kept apart."""
+    evaluation()
+    assert fake.told == [{}, {}]
+    results = evaluation(told=True)
+    assert fake.told[2:] == [{"num_speakers": 2}, {"num_speakers": 1}]
+    assert results.about["number of speakers"] == "told"
+    assert kept(tmp_path) == kept(tmp_path, "base-told") == ["one.rttm", "two.rttm"]
 
 
 def test_interruption(evaluation, fake, monkeypatch, tmp_path):

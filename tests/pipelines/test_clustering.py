@@ -12,7 +12,7 @@ from pyannote.audio.pipelines import clustering as upstream
 from pyannote.audio.pipelines.utils import SpeakerDiarizationMixin
 from pyannote.core import SlidingWindow, SlidingWindowFeature
 
-from pyannote_prune.pipelines import clustering, dendrogram
+from pyannote_prune.pipelines import clustering, dendrogram, reconstruction
 from pyannote_prune.pipelines.clustering import PortablePLDA, save_memory
 from pyannote_prune.pipelines.dendrogram import linkage
 from pyannote_prune.pipelines.reconstruction import ClusteredSegmentations
@@ -237,6 +237,7 @@ def test_reconstruction_chunk_by_chunk(seed, num_chunks, num_clusters):
         if speakers.any():
             whole[chunk, :, cluster] = segmentations.data[chunk][:, speakers].max(axis=1)
     wanted = SpeakerDiarizationMixin.to_diarization(SlidingWindowFeature(whole, CHUNKS), count)
-    actual = SpeakerDiarizationMixin.to_diarization(ClusteredSegmentations(segmentations, hard_clusters), count)
+    with mock.patch.object(reconstruction, "_BLOCK", 20):
+        actual = reconstruction.to_diarization(ClusteredSegmentations(segmentations, hard_clusters), count)
     np.testing.assert_array_equal(actual.data, wanted.data)
     assert vars(actual.sliding_window) == vars(wanted.sliding_window)
