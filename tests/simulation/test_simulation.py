@@ -88,7 +88,8 @@ def sounding(conversation) -> dict[str, np.ndarray]:
     heard = {}
     for name, frequencies in TONES.items():
         own = amplitudes[:, [frequency * FRAME // RATE for frequency in frequencies]]
-        heard[name] = own > max(0.5 * own.max(), 0.01)  # the gain of a speaker is that of the conversation
+        # the gain of a speaker is that of the conversation, up to 10 dB from that of others: less is an edge of theirs
+        heard[name] = own > max(0.5 * own.max(), 0.1 * amplitudes.max())
     return heard
 
 
