@@ -15,41 +15,15 @@ from pyannote_prune.inference.derive import derive
 from pyannote_prune.models import WavLMSegmentation
 from pyannote_prune.models.loading import segmentation_specifications
 from pyannote_prune.pruning import Gates, attach_gates, detach_gates
+from tests.strategies import shapes
 
+NO_DROPOUT = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0}
+# normalisations over two channels that are nearly equal multiply rounding errors by hundreds
+SHAPES = shapes(channels=(4, 12), normalize_waveform=st.booleans(), **NO_DROPOUT)
 HEADS = {
     "conformer": {"hidden_size": 16, "ffn_dim": 24, "num_heads": 2, "num_layers": 1, "kernel_size": 3},
     "lstm": {"hidden_size": 8, "num_layers": 1},
 }
-
-
-@st.composite
-def shapes(draw):
-    """Small backbones, pruned in every way."""
-    num_layers, num_heads = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 4]))
-
-    def per_layer(one):
-        return draw(st.lists(one, min_size=num_layers, max_size=num_layers))
-
-    return PrunedWavLMConfig(
-        hidden_size=16,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        remaining_heads=per_layer(st.lists(st.integers(0, num_heads - 1), unique=True).map(sorted)),
-        has_attention=per_layer(st.sampled_from([True, True, True, False])),
-        has_feed_forward=per_layer(st.sampled_from([True, True, True, False])),
-        intermediate_sizes=per_layer(st.integers(0, 20)),
-        # normalisations over two channels that are nearly equal multiply rounding errors by hundreds
-        conv_dim=draw(st.lists(st.integers(4, 12), min_size=7, max_size=7)),
-        conv_bias=draw(st.booleans()),
-        feat_extract_norm=draw(st.sampled_from(["group", "layer"])),
-        do_stable_layer_norm=draw(st.booleans()),
-        normalize_waveform=draw(st.booleans()),
-        num_conv_pos_embeddings=draw(st.integers(1, 17)),
-        num_conv_pos_embedding_groups=draw(st.sampled_from([1, 2, 4])),
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        feat_proj_dropout=0.0,
-    )
 
 
 def segmentation_of(shape, head="conformer"):
@@ -75,7 +49,7 @@ def assert_same(actual, wanted):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    shape=shapes(),
+    shape=SHAPES,
     head=st.sampled_from(sorted(HEADS)),
     batch=st.integers(1, 2),
     num_samples=st.integers(400, 30_000),
@@ -108,7 +82,7 @@ def test_every_executor_equals_the_reference(shape, head, batch, num_samples, se
 
 
 @settings(deadline=None, max_examples=15)
-@given(shape=shapes(), num_samples=st.integers(400, 6000), seed=st.integers(0, 99))
+@given(shape=SHAPES, num_samples=st.integers(400, 6000), seed=st.integers(0, 99))
 def test_gradients_of_the_trainable_twin(shape, num_samples, seed):
     torch.manual_seed(seed)
     model = segmentation_of(shape).double()
@@ -127,7 +101,7 @@ def test_gradients_of_the_trainable_twin(shape, num_samples, seed):
 
 
 @settings(deadline=None, max_examples=15)
-@given(shape=shapes(), num_samples=st.integers(400, 6000), seed=st.integers(0, 99))
+@given(shape=SHAPES, num_samples=st.integers(400, 6000), seed=st.integers(0, 99))
 def test_gated_models(shape, num_samples, seed):
     torch.manual_seed(seed)
     model = segmentation_of(shape).double()

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
 from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.pruning import Cost, Units, layer_costs, total_cost
+from tests.strategies import shapes
 
 
 @pytest.mark.parametrize(
@@ -28,30 +29,6 @@ def test_counts_of_the_original_code(checkpoint):
     counts = json.loads((checkpoint / "counts.json").read_text())
     cost = total_cost(load_backbone(checkpoint).config)
     assert (cost.params, cost.macs) == (counts["backbone_params"], counts["backbone_macs_per_second"])
-
-
-@st.composite
-def shapes(draw):
-    num_layers, num_heads = draw(st.integers(0, 3)), draw(st.sampled_from([1, 2, 4]))
-
-    def per_layer(one):
-        return draw(st.lists(one, min_size=num_layers, max_size=num_layers))
-
-    return PrunedWavLMConfig(
-        hidden_size=16,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        remaining_heads=per_layer(st.lists(st.integers(0, num_heads - 1), unique=True).map(sorted)),
-        has_attention=per_layer(st.booleans()),
-        has_feed_forward=per_layer(st.booleans()),
-        intermediate_sizes=per_layer(st.integers(0, 9)),
-        conv_dim=draw(st.lists(st.integers(1, 9), min_size=7, max_size=7)),
-        conv_bias=draw(st.booleans()),
-        feat_extract_norm=draw(st.sampled_from(["group", "layer"])),
-        do_stable_layer_norm=draw(st.booleans()),
-        num_conv_pos_embeddings=draw(st.sampled_from([5, 8])),
-        num_conv_pos_embedding_groups=draw(st.sampled_from([1, 4])),
-    )
 
 
 @settings(deadline=None, max_examples=50)

@@ -19,31 +19,7 @@ from pyannote_prune.pruning import (
     total_cost,
 )
 from pyannote_prune.wavlm.configuration import dense_family
-
-
-@st.composite
-def shapes(draw):
-    """Small backbones, some of them pruned before."""
-    num_layers, num_heads = draw(st.integers(1, 3)), draw(st.sampled_from([1, 2, 4]))
-
-    def per_layer(one):
-        return draw(st.lists(one, min_size=num_layers, max_size=num_layers))
-
-    return PrunedWavLMConfig(
-        hidden_size=16,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        remaining_heads=per_layer(st.lists(st.integers(0, num_heads - 1), unique=True).map(sorted)),
-        has_attention=per_layer(st.sampled_from([True, True, True, False])),
-        has_feed_forward=per_layer(st.sampled_from([True, True, True, False])),
-        intermediate_sizes=per_layer(st.integers(0, 9)),
-        conv_dim=draw(st.lists(st.integers(1, 9), min_size=7, max_size=7)),
-        conv_bias=draw(st.booleans()),
-        feat_extract_norm=draw(st.sampled_from(["group", "layer"])),
-        do_stable_layer_norm=draw(st.booleans()),
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=4,
-    )
+from tests.strategies import shapes
 
 
 def noisy_backbone(config, seed=0):
