@@ -14,6 +14,7 @@ from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.models import FbankSegmentation
 from pyannote_prune.models.loading import segmentation_specifications
 from pyannote_prune.pipelines import write_pipeline
+from pyannote_prune.pipelines.output import to_rttm
 from pyannote_prune.pruning import total_cost
 from tests.conftest import FIXTURES
 from tests.hub import READER, WRITER, stand_in
@@ -176,7 +177,7 @@ def test_publish_and_use(run, hub, directory, short, monkeypatch, tmp_path):
     at = ("--revision", "v1", "--token", READER)
     code, out, _ = run("diarize", short, "--pipeline", REPOSITORY, "--device", "cpu", *at)
     assert code == 0
-    assert out == Pipeline.from_pretrained(directory)(short).speaker_diarization.to_rttm()
+    assert out == to_rttm(Pipeline.from_pretrained(directory)(short).speaker_diarization, 12.0)
     code, out, _ = run("info", REPOSITORY, "--json", *at)
     assert code == 0
     assert json.loads(out)["params"] == total_cost(load_backbone(directory).config).params
