@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,8 @@ def program(registry, tmp_path):  # noqa: F811
 
 def start(arguments, directory, **options):
     """Start a run, and wait until its first epoch is over."""
+    # shells start what is in the background deaf to Ctrl-C, and so would be what that starts
+    options.setdefault("preexec_fn", partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
     while process.poll() is None and not (directory / "last.ckpt").is_file():
         time.sleep(0.02)
