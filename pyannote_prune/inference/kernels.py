@@ -107,7 +107,7 @@ class RecomputedAttention(torch.autograd.Function):
             grad_value[item] = torch.bmm(weights.transpose(1, 2), dy)
             grad_weights = torch.bmm(dy, v.transpose(1, 2))
             # of the softmax
-            grad_scores = weights * (grad_weights - (grad_weights * weights).sum(-1, keepdim=True))
+            grad_scores = (grad_weights - torch.linalg.vecdot(grad_weights, weights).unsqueeze(-1)).mul_(weights)
             grad_query[item] = torch.bmm(grad_scores, k).mul_(scale)
             grad_key[item] = torch.bmm(grad_scores.transpose(1, 2), q).mul_(scale)
             grad_scores = grad_scores.to(bias.dtype)
