@@ -47,6 +47,12 @@ class Executor:
             return module(*args, **kwargs)
 
 
+def check_precision(precision: str) -> None:
+    """Raise an `InputError` for what is no precision."""
+    if precision != "auto" and precision not in PRECISIONS:
+        raise InputError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}.")
+
+
 def prepare(model: nn.Module, device: torch.device | str | None = None, precision: str = "auto") -> Executor:
     """Prepare a model for inference on a device
 
@@ -69,8 +75,7 @@ def prepare(model: nn.Module, device: torch.device | str | None = None, precisio
     InputError
         When there is no such precision.
     """
-    if precision != "auto" and precision not in PRECISIONS:
-        raise InputError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}.")
+    check_precision(precision)
     first = next(model.parameters())
     target = first.device if device is None else torch.device(device)
     if precision == "auto":

@@ -12,9 +12,8 @@ from pyannote.audio import Inference as UpstreamInference
 from pyannote.core import SlidingWindow, SlidingWindowFeature
 from torch import Tensor
 
-from pyannote_prune.errors import InputError
 from pyannote_prune.inference.memory import within_memory
-from pyannote_prune.inference.prepare import PRECISIONS, Executor, prepare
+from pyannote_prune.inference.prepare import Executor, check_precision, prepare
 from pyannote_prune.models import WavLMSegmentation
 from pyannote_prune.models.segmentation import SegmentationModel
 
@@ -41,8 +40,7 @@ class SegmentationInference(UpstreamInference):
     """
 
     def __init__(self, model: torch.nn.Module, precision: str = "auto", **kwargs: object) -> None:
-        if precision != "auto" and precision not in PRECISIONS:
-            raise InputError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}.")
+        check_precision(precision)
         super().__init__(model, **kwargs)
         self.precision = precision
         self._executor: Executor | None = None

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import soundfile
-from scipy.signal import resample_poly
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.models.audio import find_recordings
+from pyannote_prune.simulation.voices import read_mono
 
 # decoded noise is kept, up to that many bytes
 _CACHE_SIZE = 2**28
@@ -50,13 +49,7 @@ class Recordings:
         """Samples of a recording, mono: (num_samples,) float32 array."""
         if path in self._cache:
             return self._cache[path]
-        try:
-            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise InputError(f"{path} could not be read as audio: {error}") from error
-        mono = samples.mean(axis=1)
-        if rate != self.sample_rate:
-            mono = resample_poly(mono, self.sample_rate, rate).astype(np.float32)
+        mono = read_mono(path, self.sample_rate).astype(np.float32, copy=False)
         if self._cached + mono.nbytes <= _CACHE_SIZE:
             self._cache[path] = mono
             self._cached += mono.nbytes

@@ -92,18 +92,28 @@ class Voices:
         """Samples of a recording as 16-bit integers, half the size of floating-point numbers."""
         if path in self._cache:
             return self._cache[path]
-        try:
-            samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise InputError(f"{path} could not be read as audio: {error}") from error
-        mono = samples.mean(axis=1)
-        if rate != self.sample_rate:
-            mono = resample_poly(mono, self.sample_rate, rate)
+        mono = read_mono(path, self.sample_rate)
         decoded = np.clip(mono * 32768, -32768, 32767).astype(np.int16)
         if self._cached + decoded.nbytes <= _CACHE_SIZE:
             self._cache[path] = decoded
             self._cached += decoded.nbytes
         return decoded
+
+
+def read_mono(path: Path, sample_rate: int) -> np.ndarray:
+    """Samples of a recording, the mean of its channels, at a rate: (num_samples,) array
+
+    Raises
+    ------
+    InputError
+        When it could not be read.
+    """
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise InputError(f"{path} could not be read as audio: {error}") from error
+    mono = samples.mean(axis=1)
+    return mono if rate == sample_rate else resample_poly(mono, sample_rate, rate)
 
 
 def read_speakers(speakers: Path | str | Iterable[str]) -> list[str]:

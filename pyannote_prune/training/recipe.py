@@ -15,7 +15,7 @@ from pyannote.audio import Model
 
 from pyannote_prune.models import load_model
 from pyannote_prune.pipelines.directory import write_pipeline, write_whole
-from pyannote_prune.pipelines.parts import DEFAULT_EMBEDDING, DEFAULT_OPTIONS
+from pyannote_prune.pipelines.parts import DEFAULT_EMBEDDING
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
 from pyannote_prune.training.checks import check_recipe, chunks_of
 from pyannote_prune.training.options import Recipe, Stage
@@ -122,9 +122,7 @@ def compress(
     if recipe.finetune_pruned is not None:
         result = run_stage(directory / "4-finetune", tuned(result, recipe.finetune_pruned))
     if rank_zero_only.rank == 0 and not pipeline.exists():
-        write_whole(
-            pipeline, lambda target: write_pipeline(target, load_model(result), embedding, options=DEFAULT_OPTIONS)
-        )
+        write_whole(pipeline, lambda target: write_pipeline(target, load_model(result), embedding))
     return pipeline
 
 

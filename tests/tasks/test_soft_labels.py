@@ -23,7 +23,7 @@ from pyannote_prune.tasks.soft_labels import (
     soft_cross_entropy,
     subsets,
 )
-from tests.tasks.test_diarization import Alternating
+from tests.tasks.test_diarization import Alternating, set_up
 from tests.tasks.test_structured_pruning import SampleConversation, segmentation
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 3)).filter(lambda size: size[1] <= size[0])
@@ -165,23 +165,6 @@ def unlabelled(tmp_path_factory):
     for name, length in (("long", 5.0), ("short", 1.0)):
         soundfile.write(directory / f"{name}.wav", np.full(round(16000 * length), -0.5), 16000)
     return directory
-
-
-def set_up(protocol, **arguments) -> SpeakerDiarization:
-    task = SpeakerDiarization(
-        protocol,
-        duration=2.0,
-        max_speakers_per_chunk=3,
-        max_speakers_per_frame=2,
-        batch_size=4,
-        num_workers=0,
-        **arguments,
-    )
-    model = segmentation()
-    model.task = task
-    task.prepare_data()
-    model.setup()
-    return task
 
 
 def test_chunks_of_three_kinds(protocol, unlabelled):
