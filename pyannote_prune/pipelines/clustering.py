@@ -15,7 +15,15 @@ from pyannote.core import SlidingWindowFeature
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from pyannote_prune.pipelines.dendrogram import absorb_small, best_cut, cut_dendrogram, cut_into, linkage, num_large
+from pyannote_prune.pipelines.dendrogram import (
+    absorb_small,
+    best_cut,
+    cut_dendrogram,
+    cut_into,
+    linkage,
+    merge_into,
+    num_large,
+)
 from pyannote_prune.pipelines.rules import ClusteringRules
 from pyannote_prune.upstream import cluster_vbx
 
@@ -134,9 +142,11 @@ class AgglomerativeClustering(_Ruled, UpstreamAgglomerativeClustering):
         min_size = max(min_size, round(self.rules.min_speaker_share * len(embeddings)))
         clusters = cut_dendrogram(dendrogram, self.threshold)
         found = num_large(clusters, min_size)
-        if num_clusters is not None and found != num_clusters:
+        if num_clusters is not None and found < num_clusters:
             # rather than the nearest to the threshold, which may split off a few embeddings of nobody
             return best_cut(embeddings, dendrogram, num_clusters, min_size)
+        if num_clusters is not None and found > num_clusters:
+            return merge_into(embeddings, absorb_small(embeddings, clusters, min_size, self.metric), num_clusters)
         if not min_clusters <= found <= max_clusters:
             wanted = min_clusters if found < min_clusters else max_clusters
             clusters = cut_into(dendrogram, wanted, self.threshold, min_size)
@@ -234,7 +244,11 @@ class VBxClustering(_Ruled, UpstreamVBxClustering):
         if told is None and not min_clusters <= found <= max_clusters:
             told = int(min_clusters if found < min_clusters else max_clusters)
         if told is not None and found != told:
-            responsibilities = self._infer_told(normalized, dendrogram, features, told)
+            clusters = _hard(responsibilities)
+            if clusters.max() + 1 >= told:
+                responsibilities = np.eye(told)[merge_into(normalized, clusters, told)]
+            else:
+                responsibilities = self._infer_told(normalized, dendrogram, features, told)
         centroids = responsibilities.T @ some / responsibilities.sum(axis=0)[:, np.newaxis]
 
         distances = cdist(embeddings.reshape(num_chunks * num_speakers, -1), centroids, metric=self.metric)
@@ -258,7 +272,7 @@ class VBxClustering(_Ruled, UpstreamVBxClustering):
 
     def _merge_small(self, normalized: np.ndarray, responsibilities: np.ndarray) -> np.ndarray:
         """Responsibilities of speakers with enough embeddings, once those of others are merged with the nearest."""
-        _, clusters = np.unique(responsibilities.argmax(axis=1), return_inverse=True)
+        clusters = _hard(responsibilities)
         least = min(self.rules.min_speaker_share * len(clusters), np.bincount(clusters).max())
         merged = absorb_small(normalized, clusters, least)
         return np.eye(merged.max() + 1)[merged]
@@ -273,6 +287,11 @@ class VBxClustering(_Ruled, UpstreamVBxClustering):
             if responsibilities.shape[1] == initial.max() + 1:
                 return responsibilities
         return np.eye(initial.max() + 1)[initial]
+
+
+def _hard(responsibilities: np.ndarray) -> np.ndarray:
+    """(num_embeddings,) clusters of the largest responsibilities, numbered from 0 without gaps."""
+    return np.unique(responsibilities.argmax(axis=1), return_inverse=True)[1]
 
 
 def _normalize(embeddings: np.ndarray) -> np.ndarray:

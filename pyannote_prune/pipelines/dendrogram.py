@@ -130,6 +130,39 @@ def best_cut(embeddings: np.ndarray, dendrogram: np.ndarray, num_clusters: int, 
     return np.arange(num_embeddings)
 
 
+def merge_into(embeddings: np.ndarray, clusters: np.ndarray, num_clusters: int) -> np.ndarray:
+    """Clusters merged two by two, those first whose scatter grows least, until as many as wanted are left
+
+    Merging clusters a and b, of n_a and n_b embeddings, adds n_a n_b / (n_a + n_b) times the squared distance of their
+    centroids to the scatter (Ward, 1963).
+
+    Parameters
+    ----------
+    embeddings : (num_embeddings, dimension) array
+    clusters : (num_embeddings,) array
+        Numbered from 0.
+    num_clusters : int
+        Wanted number of clusters.
+
+    Returns
+    -------
+    clusters : (num_embeddings,) array
+        Numbered from 0.
+    """
+    sizes, means = np.bincount(clusters).astype(float), centroids_of(embeddings, clusters)
+    merged = clusters.copy()
+    while len(sizes) > num_clusters:
+        growth = np.outer(sizes, sizes) / np.add.outer(sizes, sizes) * cdist(means, means, metric="sqeuclidean")
+        np.fill_diagonal(growth, np.inf)
+        kept, gone = sorted(np.unravel_index(growth.argmin(), growth.shape))
+        means[kept] = (sizes[[kept, gone]] @ means[[kept, gone]]) / sizes[[kept, gone]].sum()
+        sizes[kept] += sizes[gone]
+        sizes, means = np.delete(sizes, gone), np.delete(means, gone, axis=0)
+        merged[merged == gone] = kept
+        merged[merged > gone] -= 1
+    return merged
+
+
 def absorb_small(embeddings: np.ndarray, clusters: np.ndarray, min_size: float, metric: str = "cosine") -> np.ndarray:
     """Clusters whose small ones are given to the large ones with the nearest centroids
 

@@ -1,3 +1,4 @@
+import itertools
 import pickle
 import warnings
 from unittest import mock
@@ -187,6 +188,40 @@ def test_told_the_true_number(method, sizes, tmp_path):
     hard, _, _ = ours(embeddings[order, np.newaxis], segmentations=segmentations, **between(*3 * [len(sizes)]))
     pairs = {pair for pair in zip(truth[order].tolist(), hard[:, 0].tolist()) if pair[0] >= 0}
     assert len(pairs) == len({cluster for _, cluster in pairs}) == len(sizes)
+
+
+@given(seed=st.integers(0, 10_000), found=st.integers(1, 6), number=st.integers(1, 6))
+@settings(max_examples=50, deadline=None)
+def test_merge_into(seed, found, number):
+    """Each merge is the one, of all pairs, with the least scatter."""
+    rng = np.random.default_rng(seed)
+    clusters = rng.permutation(np.concatenate([np.arange(found), rng.integers(found, size=20)]))
+    embeddings = rng.normal(size=(len(clusters), 4)) + clusters[:, np.newaxis]
+
+    def scatter(candidate):
+        groups = (embeddings[candidate == cluster] for cluster in np.unique(candidate))
+        return sum(np.square(group - group.mean(axis=0)).sum() for group in groups)
+
+    wanted = clusters
+    for left in range(found, number, -1):
+        pairs = itertools.combinations(range(left), 2)
+        merged = [np.where(wanted == second, first, wanted) for first, second in pairs]
+        wanted = np.unique(min(merged, key=scatter), return_inverse=True)[1]
+    np.testing.assert_array_equal(dendrogram.merge_into(embeddings, clusters, number), wanted)
+
+
+@pytest.mark.parametrize("method", ["AgglomerativeClustering", "VBxClustering"])
+def test_told_fewer(method, plda):
+    """Speakers that were found are merged, none is split."""
+    embeddings, segmentations = conversation(3, num_speakers=5, num_chunks=40, dimension=16)
+    ours = clustering_of(method, plda, min_cluster_size=1, constrained_assignment=False)
+    found, _, centroids = ours(embeddings.copy(), segmentations=segmentations, **between(1, np.inf))
+    told, _, _ = ours(embeddings.copy(), segmentations=segmentations, **between(2, 2, 2))
+    chunks, speakers = ours.filter_embeddings(embeddings, segmentations)[1:]
+    pairs = set(zip(found[chunks, speakers].tolist(), told[chunks, speakers].tolist()))
+    assert len(centroids) > 2
+    assert len({new for _, new in pairs}) == 2
+    assert len(pairs) == len({old for old, _ in pairs})
 
 
 @pytest.mark.parametrize("method", ["AgglomerativeClustering", "VBxClustering"])
