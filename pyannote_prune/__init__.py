@@ -1,8 +1,12 @@
 """Structured pruning of WavLM front-ends for pyannote.audio."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 
 __all__ = ["PrunedWavLMConfig", "PrunedWavLMModel", "__version__", "embedded_pipeline"]
 
@@ -16,3 +20,12 @@ def embedded_pipeline() -> Path:
     licences, and how well they do.
     """
     return Path(__file__).parent / "embedded"
+
+
+def __getattr__(name: str) -> Any:
+    # imported when asked for: `pyannote-prune --help` needs neither torch nor transformers
+    if name in ("PrunedWavLMConfig", "PrunedWavLMModel"):
+        from pyannote_prune import wavlm
+
+        return getattr(wavlm, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
