@@ -6,6 +6,9 @@ test in tests/test_upstream.py says so, and this file is what to mend. `wavlm/` 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -24,6 +27,7 @@ from pyannote.audio.utils.random import create_rng_for_worker
 from pyannote.audio.utils.receptive_field import multi_conv_num_frames, multi_conv_receptive_field_size
 from pyannote.audio.utils.reproducibility import fix_reproducibility
 from pyannote.audio.utils.vbx import cluster_vbx
+from pyannote.database import loader
 
 __all__ = [
     "DEPENDENCY_ERRORS",
@@ -42,12 +46,14 @@ __all__ = [
     "download_from_hf_hub",
     "embedding_network",
     "expand_subfolders",
+    "ffmpeg_is_installed",
     "fix_reproducibility",
     "forget_model",
     "get_augmentation",
     "multi_conv_num_frames",
     "multi_conv_receptive_field_size",
     "permutate",
+    "reading_labels",
     "segmentation_inference",
     "set_embedding",
     "set_embedding_network",
@@ -63,6 +69,31 @@ LIGHTNING_LOG = "lightning.pytorch.utilities.rank_zero"
 EMBEDDING_CACHE = "training_cache/embeddings"
 # pyannote.audio: errors of pipelines that need other versions of packages than the installed ones
 DEPENDENCY_ERRORS = (MissingDependency, WrongDependencyVersion)
+
+
+@cache
+def ffmpeg_is_installed() -> bool:
+    """Whether torchcodec, which decodes what soundfile cannot, finds the libraries of FFmpeg"""
+    try:
+        from torchcodec.decoders import AudioDecoder
+
+        AudioDecoder(b"no audio")
+    except ImportError:
+        return False
+    except Exception as error:  # of the library that is not there, or of what is no audio
+        return "Could not load libtorchcodec" not in str(error)
+    return True
+
+
+@contextmanager
+def reading_labels(rttm: Callable[[Any], Any], uem: Callable[[Any], Any]) -> Iterator[None]:
+    """Make protocols of pyannote.database read RTTM and UEM files with these functions in place of its own"""
+    before = loader.load_rttm, loader.load_uem
+    loader.load_rttm, loader.load_uem = rttm, uem
+    try:
+        yield
+    finally:
+        loader.load_rttm, loader.load_uem = before
 
 
 def attach(trainer: Trainer, model: LightningModule) -> None:

@@ -21,7 +21,9 @@ from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines import SpeakerDiarization
 from pyannote.audio.pipelines.clustering import AgglomerativeClustering
 from pyannote.audio.utils.dependencies import check_dependencies
-from pyannote.core import Segment, SlidingWindow, SlidingWindowFeature
+from pyannote.core import Segment, SlidingWindow, SlidingWindowFeature, Timeline
+from pyannote.database.registry import Registry
+from torchcodec.decoders import AudioDecoder
 
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel, upstream
 
@@ -322,3 +324,34 @@ def test_children_of_torch_modules():
     assert parent._modules == {"0": layer}, broken("Module._modules")
     parent._modules["0"] = other
     assert parent[0] is other, broken("Module._modules")
+
+
+def test_libraries_of_ffmpeg(tmp_path):
+    """What torchcodec says where they are missing, and only there."""
+    soundfile.write(tmp_path / "silence.mp3", np.zeros(16000), 16000)
+    try:
+        AudioDecoder(str(tmp_path / "silence.mp3")).get_all_samples()
+    except RuntimeError:
+        found = False
+    else:
+        found = True
+    assert upstream.ffmpeg_is_installed() == found, broken("Could not load libtorchcodec")
+
+
+def test_readers_of_labels(tmp_path):
+    (tmp_path / "database.yml").write_text(
+        "Protocols: {A: {SpeakerDiarization: {B: {test: {uri: a.lst, annotation: a.rttm, annotated: '{uri}.uem'}}}}}"
+    )
+    (tmp_path / "a.lst").write_text("one\n")
+    (tmp_path / "one.uem").write_text("")
+    (tmp_path / "a.rttm").write_text("")
+    registry = Registry()
+    registry.load_database(tmp_path / "database.yml")
+    read = []
+    with upstream.reading_labels(
+        lambda path: read.append(Path(path)) or {}, lambda path: {"one": Timeline([Segment(1, 2)])}
+    ):
+        (file,) = registry.get_protocol("A.SpeakerDiarization.B").test()
+        assert not file["annotation"]
+        assert file["annotated"] == Timeline([Segment(1, 2)]), broken("load_uem")
+    assert tmp_path / "a.rttm" in read, broken("load_rttm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import warnings
@@ -20,6 +21,7 @@ from pyannote.core import Segment
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.upstream import ffmpeg_is_installed
 
 # of files that soundfile reads; samples without a header are none
 EXTENSIONS = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"} | {
@@ -30,28 +32,68 @@ EXTENSIONS = {f".{name.lower()}" for name in soundfile.available_formats() if na
     ".sph",
 }
 
+# of files that FFmpeg reads and soundfile does not
+FFMPEG_EXTENSIONS = {
+    *(".3gp", ".aac", ".ac3", ".amr", ".avi", ".flv", ".m4a", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp2", ".mp4"),
+    *(".mpeg", ".mpg", ".webm", ".wma", ".wmv"),
+}
+NO_FFMPEG = "soundfile does not know the format, and the libraries of FFmpeg, which may, are not installed"
+
 # seconds decoded at a time, so that of several channels only those wanted are ever whole in memory
 _BLOCK = 60
+# of recordings, in a message
+_MAX_NAMES = 10
 # share of the energy that independent channels would have when averaged: those that have less cancel each other
 _CANCELLED = 0.1
 
 
 def find_recordings(directory: Path) -> list[Path]:
-    """Recordings in a folder, at any depth below it, sorted
+    """Recordings in a folder, at any depth below it, links to folders followed, sorted
+
+    Warns of those that only FFmpeg reads, where it is not installed.
 
     Raises
     ------
     InputError
-        When there is none.
+        When there is none that can be read.
     """
-    recordings = [
-        path
-        for path in sorted(directory.rglob("*"))
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    ]
+    found = [path for path in _walk(directory) if path.suffix.lower() in EXTENSIONS | FFMPEG_EXTENSIONS]
+    skipped = [path for path in found if path.suffix.lower() not in EXTENSIONS]
+    if not skipped or ffmpeg_is_installed():
+        skipped = []
+    names = ", ".join(str(path.relative_to(directory)) for path in skipped[:_MAX_NAMES])
+    names += f" and {len(skipped) - _MAX_NAMES} more" if len(skipped) > _MAX_NAMES else ""
+    recordings = sorted(set(found) - set(skipped))
     if not recordings:
-        raise InputError(f"{directory} holds no recording that can be read ({', '.join(sorted(EXTENSIONS))}).")
+        reason = f"{names}: {NO_FFMPEG}" if skipped else ", ".join(sorted(EXTENSIONS | FFMPEG_EXTENSIONS))
+        raise InputError(f"{directory} holds no recording that can be read ({reason}).")
+    if skipped:
+        warnings.warn(f"Skipped in {directory}: {names} ({NO_FFMPEG}).", stacklevel=2)
     return recordings
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    """Files in a folder, at any depth below it: each folder once, whatever links lead to it."""
+    seen = set()
+    for folder, folders, names in os.walk(directory, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        # a folder has the name of its own rather than that of a link
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        paths = (Path(folder) / name for name in names if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
+
+
+def unreadable(name: object, error: Exception) -> InputError:
+    """The error of a recording that neither soundfile nor FFmpeg could decode, in one sentence."""
+    if isinstance(error, InputError):
+        return error
+    text = re.sub(r"\S*\.cpp:\d+,", "", str(error))  # where in torchcodec
+    reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return InputError(f"{name} could not be read as audio: {reason[:200].rstrip('.')}.")
 
 
 class Audio(UpstreamAudio):
@@ -107,6 +149,7 @@ class Audio(UpstreamAudio):
                 _warn_if_truncated(file, reader, waveform.shape[1])
                 return self.downmix_and_resample(waveform, reader.samplerate)
         except _UnknownFormatError:
+            _require_ffmpeg(file)
             return super().__call__(file)
 
     def downmix_and_resample(
@@ -175,6 +218,7 @@ class Audio(UpstreamAudio):
                 waveform = F.pad(waveform, (0, wanted - waveform.shape[1]))
                 return self.downmix_and_resample(waveform, rate)
         except _UnknownFormatError:
+            _require_ffmpeg(file)
             return super().crop(file, segment, mode=mode)
 
     def get_duration(self, file: AudioFile) -> float:
@@ -186,6 +230,7 @@ class Audio(UpstreamAudio):
             with _open(file["audio"]) as reader:
                 return reader.frames / reader.samplerate
         except _UnknownFormatError:
+            _require_ffmpeg(file)
             return super().get_duration(file)
 
     def _choose_channel(self, reader: Any, channel: int | None) -> int | None:
@@ -201,6 +246,13 @@ class Audio(UpstreamAudio):
         if channel is not None:
             return waveform[channel : channel + 1]
         return waveform.mean(dim=0, keepdim=True) if self.mono == "downmix" and len(waveform) > 1 else waveform
+
+
+def _require_ffmpeg(file: AudioFile) -> None:
+    if not ffmpeg_is_installed():
+        raise unreadable(
+            file.get("uri") if isinstance(file["audio"], IOBase) else file["audio"], RuntimeError(NO_FFMPEG)
+        )
 
 
 def _cancel(energies: Tensor, average: Tensor) -> bool:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.models.audio import Audio
+from pyannote_prune.models.audio import Audio, unreadable
 
+# full scale is 1; what is far beyond are numbers of another kind, such as 16-bit integers written as floating point
+_LOUDEST = 100.0
 # of normalised recordings: the root mean square of a loud frame, and what a silent one is never amplified beyond
 _LEVEL, _GREATEST_GAIN = 0.05, 100.0
 
@@ -72,8 +74,9 @@ def check_file(file: Any) -> MutableMapping[str, Any]:
         if not Path(audio).is_file():
             raise InputError(f"No such recording: {audio}.")
     elif not isinstance(audio, IOBase):
+        shown = name[:80] if isinstance(name, str) else f"{type(name).__module__}.{type(name).__name__}"
         raise InputError(
-            f"{str(name)[:80]} is no recording: expected a path, a binary file, or a dictionary with `audio`, or with "
+            f"{shown} is no recording: expected a path, a binary file, or a dictionary with `audio`, or with "
             "`waveform` and `sample_rate`."
         )
     return Audio.validate_file(file)
@@ -119,18 +122,16 @@ def decode(
         if "sample_rate" in content:
             content["sample_rate"] = int(content["sample_rate"])  # resampling takes no NumPy integers
         waveform, _ = Audio(sample_rate=sample_rate, mono="downmix")({**content, "channel": channel})
-    except InputError:
-        raise
     except Exception as error:  # soundfile and FFmpeg fail in many ways
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if "torchcodec" in reason:
-            reason = "soundfile does not know the format, and FFmpeg, which might, is not installed"
-        raise InputError(f"{name} could not be read as audio: {reason[:200].rstrip('.')}.") from error
+        raise unreadable(name, error) from error
 
     if waveform.shape[1] == 0:
         raise InputError(f"{name} is empty: it has no samples.")
     if not torch.isfinite(waveform).all():
         raise InputError(f"{name} has samples that are not finite numbers.")
+    loudest = waveform.abs().max().item()
+    if loudest > _LOUDEST:
+        raise InputError(f"{name} has samples as large as {loudest:.3g}: expected numbers in [-1, 1].")
     waveform = waveform.float()
     if normalize:
         waveform = waveform - waveform.mean()

@@ -64,6 +64,8 @@ def write_corpus(
     for subset, wanted in hours.items():
         if not wanted > 0:
             raise InputError(f"Hours of the {subset} subset must be positive, got {wanted:g}.")
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory} is a file, where the directory of the corpus is to be made.")
     names: dict[str, str] = {}
     for speaker in {speaker: None for simulator in simulators.values() for speaker in simulator.voices.speakers}:
         other = names.setdefault(_label(speaker), speaker)

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from scipy.signal import resample_poly
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.models.audio import find_recordings
+from pyannote_prune.models.audio import Audio, find_recordings, unreadable
 
 # an utterance is cut out of what is longer, in seconds
 MAX_UTTERANCE = 12.0
@@ -109,10 +108,10 @@ def read_mono(path: Path, sample_rate: int) -> np.ndarray:
         When it could not be read.
     """
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise InputError(f"{path} could not be read as audio: {error}") from error
-    mono = samples.mean(axis=1)
+        waveform, rate = Audio()(path)
+    except Exception as error:  # soundfile and FFmpeg fail in many ways
+        raise unreadable(path, error) from error
+    mono = waveform.numpy().mean(axis=0)
     return mono if rate == sample_rate else resample_poly(mono, sample_rate, rate)
 
 

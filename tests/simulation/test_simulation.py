@@ -11,7 +11,7 @@ from pyannote.database.util import load_rttm
 from typer.testing import CliRunner
 
 from pyannote_prune.cli import app
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, InterruptionError
 from pyannote_prune.simulation import Simulator, Voices, read_speakers, split_speakers, write_corpus
 from pyannote_prune.simulation.acoustics import equalize, noise, room_responses, telephone
 from pyannote_prune.simulation.voices import speech_regions
@@ -258,6 +258,26 @@ def test_command(voices, tmp_path):
     assert result.exit_code == 0, result.output
     assert "Simulated.SpeakerDiarization.Conversations" in result.output
     assert len(list((tmp_path / "corpus" / "audio").glob("*.flac"))) == 2
+
+
+def test_ctrl_c(voices, tmp_path, monkeypatch):
+    def interrupted(self, duration, rng):
+        if list((tmp_path / "corpus" / "audio").glob("*.flac")):
+            raise KeyboardInterrupt
+        return whole(self, duration, rng)
+
+    whole = Simulator.conversation
+    monkeypatch.setattr(Simulator, "conversation", interrupted)
+    arguments = ["simulate", str(voices), str(tmp_path / "corpus"), "--train=0.002", "--duration=3", "--max-speakers=2"]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, InterruptionError)
+    assert str(result.exception).startswith("Interrupted: 1 of 2 conversations are finished and saved; rerun")
+
+
+def test_a_file_in_the_place_of_the_corpus(voices, tmp_path):
+    (tmp_path / "corpus").write_text("")
+    with pytest.raises(InputError, match="corpus is a file, where the directory of the corpus is to be made"):
+        write_corpus(tmp_path / "corpus", {"train": clean(voices)}, {"train": 0.002})
 
 
 @pytest.mark.parametrize(

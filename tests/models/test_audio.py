@@ -1,0 +1,83 @@
+"""Recordings in folders, and what FFmpeg reads."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.models import audio
+from pyannote_prune.models.audio import find_recordings
+from pyannote_prune.pipelines.recording import decode
+from pyannote_prune.simulation.voices import read_mono
+from pyannote_prune.upstream import ffmpeg_is_installed
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "recordings"
+    (path / "deep").mkdir(parents=True)
+    for name in ("a.wav", "deep/b.WAV"):
+        soundfile.write(path / name, np.zeros(100), 8000, format="WAV")
+    for name in ("c.m4a", "deep/d.mp4", "e.webm", "f.aac", "g.WMA", "notes.txt", ".hidden.m4a"):
+        (path / name).write_text("no audio")
+    return path
+
+
+def names(folder):
+    return [path.relative_to(folder).as_posix() for path in find_recordings(folder)]
+
+
+def test_recordings_that_ffmpeg_reads(folder, monkeypatch):
+    monkeypatch.setattr(audio, "ffmpeg_is_installed", lambda: True)
+    assert names(folder) == ["a.wav", "c.m4a", "deep/b.WAV", "deep/d.mp4", "e.webm", "f.aac", "g.WMA"]
+
+
+def test_recordings_that_are_skipped_are_named(folder, monkeypatch):
+    monkeypatch.setattr(audio, "ffmpeg_is_installed", lambda: False)
+    with pytest.warns(UserWarning, match="FFmpeg") as warned:
+        assert names(folder) == ["a.wav", "deep/b.WAV"]
+    for name in ("c.m4a", "deep/d.mp4", "e.webm", "f.aac", "g.WMA"):
+        assert name in str(warned[0].message)
+    for path in (folder / "a.wav", folder / "deep" / "b.WAV"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"holds no recording that can be read \(.*c.m4a.*FFmpeg"):
+        find_recordings(folder)
+
+
+@pytest.mark.filterwarnings("ignore:Skipped in")
+def test_links_to_folders_are_followed(folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    soundfile.write(elsewhere / "z.wav", np.zeros(100), 8000)
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "deep" / "circle").symlink_to(folder)
+    (folder / "another").symlink_to(folder / "deep")
+    assert [name for name in names(folder) if name.lower().endswith(".wav")] == ["a.wav", "deep/b.WAV", "link/z.wav"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_ffmpeg_is_only_missing_where_it_is(installed, monkeypatch, tmp_path):
+    monkeypatch.setattr(audio, "ffmpeg_is_installed", lambda: installed)
+    path = tmp_path / "broken.wav"
+    path.write_text("no audio at all")
+    with pytest.raises(InputError, match=r"broken.wav could not be read as audio: ") as raised:
+        decode({"audio": str(path)}, 16000)
+    assert ("FFmpeg" in str(raised.value) and "not installed" in str(raised.value)) != installed
+
+
+@pytest.mark.skipif(not ffmpeg_is_installed(), reason="needs the libraries of FFmpeg")
+def test_a_recording_that_only_ffmpeg_reads(tmp_path):
+    from torchcodec.encoders import AudioEncoder
+
+    tone = 0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(32000) / 16000)
+    AudioEncoder(tone[None], sample_rate=16000).to_file(str(tmp_path / "tone.m4a"))
+    (path,) = find_recordings(tmp_path)
+    assert decode({"audio": str(path)}, 16000)["waveform"].shape[1] == pytest.approx(32000, abs=2000)
+    assert read_mono(path, 16000).std() == pytest.approx(0.5 / 2**0.5, abs=0.05)
+
+
+def test_samples_far_beyond_full_scale():
+    waveform = torch.full((1, 16000), 1e30)
+    with pytest.raises(InputError, match=r"loud has samples as large as 1e\+30: expected numbers in \[-1, 1\]"):
+        decode({"waveform": waveform, "sample_rate": 16000, "uri": "loud"}, 16000)
