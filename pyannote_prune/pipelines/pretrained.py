@@ -82,8 +82,10 @@ def load_pipeline(
                 dependencies.pop("pyannote-prune", None)
             expand_subfolders(config, origin, parent_revision=revision, token=token)
             loaded = Pipeline.from_pretrained(config, token=token)
-    except InputError:
-        raise
+    except InputError as error:
+        if str(pipeline) in str(error):
+            raise
+        raise InputError(f"{pipeline}: {error}") from error
     except RepositoryNotFoundError as error:
         raise InputError(
             f"There is no {pipeline} on the hub, or it is private or gated: accept its conditions on "

@@ -27,6 +27,7 @@ from pyannote_prune.inference.windows import SegmentationInference
 from pyannote_prune.models import FrameEmbedding
 from pyannote_prune.pipelines.bounds import check_bounds, warn_if_outside, with_defaults
 from pyannote_prune.pipelines.clustering import save_memory
+from pyannote_prune.pipelines.parameters import check_options
 from pyannote_prune.pipelines.parts import (
     DEFAULT_EMBEDDING,
     DEFAULT_PARAMETERS,
@@ -138,8 +139,12 @@ class SpeakerDiarization(WithTurnDurations):
             raise InputError("A segmentation model is needed: a checkpoint, a hub id, or a model.")
         if clustering == "VBxClustering" and plda is None:
             raise InputError("VBxClustering needs a plda: a directory, a hub id, or a PLDA.")
-        if median_filter is not None and (median_filter < 1 or median_filter % 2 == 0):
-            raise InputError(f"median_filter must be an odd number of frames, got {median_filter}.")
+        check_options(
+            {"legacy": legacy, "embedding_exclude_overlap": embedding_exclude_overlap, "normalize": normalize},
+            {"segmentation_batch_size": segmentation_batch_size, "embedding_batch_size": embedding_batch_size},
+            segmentation_step,
+            median_filter,
+        )
         check_bounds(min_speakers=min_speakers, max_speakers=max_speakers)
         rules = ClusteringRules.read(clustering_rules or {})
         models = {}
@@ -197,13 +202,10 @@ class SpeakerDiarization(WithTurnDurations):
 
     def default_parameters(self) -> dict[str, Any]:
         """Hyper-parameters of the published systems"""
-        segmentation = {"min_duration_off": 0.0}
-        if not segmentation_inference(self).model.specifications.powerset:
-            segmentation["threshold"] = 0.5
-        parameters: dict[str, Any] = {"segmentation": segmentation}
-        if self.klustering in DEFAULT_PARAMETERS:
-            parameters["clustering"] = DEFAULT_PARAMETERS[self.klustering]
-        return parameters
+        powerset = segmentation_inference(self).model.specifications.powerset
+        segmentation = {"min_duration_off": 0.0, **({} if powerset else {"threshold": 0.5})}
+        clustering = DEFAULT_PARAMETERS.get(self.klustering)
+        return {"segmentation": segmentation, **({"clustering": clustering} if clustering else {})}
 
     def __call__(
         self, file: AudioFile | list[AudioFile], preload: bool = False, **kwargs: Any

@@ -11,6 +11,8 @@ from pyannote.core import Annotation, SlidingWindowFeature
 from pyannote.pipeline.parameter import ParamDict, Uniform
 from scipy.ndimage import correlate1d, median_filter
 
+from pyannote_prune.pipelines.parameters import check_parameters
+
 
 def smooth(segmentations: SlidingWindowFeature, size: int, binary: bool) -> SlidingWindowFeature:
     """Median filter over frames, of each speaker of each chunk
@@ -75,7 +77,15 @@ class WithTurnDurations(UpstreamSpeakerDiarization):
     segmentation: Any
 
     def instantiate(self, params: dict[str, Any]) -> WithTurnDurations:
-        """Set hyper-parameters, as nested dictionaries of values"""
+        """Set hyper-parameters, as nested dictionaries of values
+
+        Raises
+        ------
+        InputError
+            When a value has no meaning: a threshold out of its range, an unknown method of clustering.
+        """
+        method = self.parameters().get("clustering", {}).get("method")
+        check_parameters(params, getattr(method, "choices", None))
         if "min_duration_on" in params.get("segmentation", {}) and "min_duration_on" not in set(self.segmentation):
             current = self.segmentation.parameters(instantiated=True)
             names = (*self.segmentation, "min_duration_on")
