@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # environment variable that asks for tracebacks, as `pyannote-prune --traceback` does
@@ -52,6 +52,23 @@ def full_traceback(error: BaseException) -> str:
 def debugging() -> bool:
     """Whether tracebacks are asked for, by the environment variable PYANNOTE_PRUNE_DEBUG."""
     return os.environ.get(DEBUG, "0") not in ("", "0")
+
+
+@contextmanager
+def interruptible(finished: Callable[[], str]) -> Iterator[None]:
+    """Tell Ctrl-C as an `InterruptionError` that says what is finished
+
+    Parameters
+    ----------
+    finished : callable
+        Returns part of a sentence, such as "2 of 5 recordings".
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise InterruptionError(
+            f"Interrupted: {finished()} finished and saved; rerun the same command to resume."
+        ) from error
 
 
 @contextmanager

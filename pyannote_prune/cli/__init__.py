@@ -95,7 +95,12 @@ def main() -> None:
     except InputError as error:
         _fail(error, str(error), 2)
     except InterruptionError as error:
-        _fail(error, str(error), 1)
+        # as shells tell a process that Ctrl-C ended
+        _fail(error, str(error), 130 if isinstance(error.__cause__, KeyboardInterrupt) else 1)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        if error.filename is None:
+            raise
+        _fail(error, f"{error.filename} could not be written or read ({error.strerror}).", 2)
     except OSError as error:
         if error.errno not in FULL:
             raise

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,12 +12,19 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from pyannote_prune.cli.arguments import Device, Revision, Token
-from pyannote_prune.errors import InputError, debugging, describe, full_traceback, is_expected
+from pyannote_prune.errors import InputError, debugging, describe, full_traceback, interruptible, is_expected
+
+if TYPE_CHECKING:
+    from pyannote_prune.corpora.jobs import Job
 
 
 def diarize(
     audio: Annotated[
-        list[Path], typer.Argument(help="Recordings, or folders of recordings at any depth.", show_default=False)
+        list[str],
+        typer.Argument(
+            help="Recordings, folders of recordings at any depth, named pipes, or - for standard input.",
+            show_default=False,
+        ),
     ],
     pipeline: Annotated[
         str | None,
@@ -28,17 +35,27 @@ def diarize(
         ),
     ] = None,
     formats: Annotated[
-        list[str], typer.Option("--format", help="rttm, json, audacity (labels) or webvtt; may be repeated.")
+        list[str],
+        typer.Option(
+            "--format",
+            help="rttm, json, audacity (labels), webvtt, srt, csv, txt or textgrid (Praat); may be repeated.",
+        ),
     ] = ["rttm"],  # noqa: B006
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Directory of a file per recording and format. Default: standard output, of one."
+            "--output",
+            "-o",
+            help="Directory of a file per recording and format, in folders as those of the recordings. Default: "
+            "standard output, of one.",
         ),
     ] = None,
     plot: Annotated[
         str | None, typer.Option(help="png or svg: also draw the timeline, into the directory of --output.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Diarize recordings again whose files are in --output already.")
+    ] = False,
     exclusive: Annotated[
         bool, typer.Option("--exclusive", help="One speaker at a time, the likeliest where several speak.")
     ] = False,
@@ -59,14 +76,27 @@ def diarize(
         float | None,
         typer.Option(help="Fill pauses of a speaker shorter than that many seconds. Default: as in config.yaml."),
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Distance of voices from which on they are different people. Default: as in config.yaml."),
+    ] = None,
+    settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any hyper-parameter of config.yaml, such as clustering.min_cluster_size=6; may be repeated.",
+        ),
+    ] = [],  # noqa: B006
     revision: Revision = None,
     token: Token = None,
     device: Device = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")] = False,
 ) -> None:
-    """Find out who spoke when: RTTM, JSON, labels of Audacity, WebVTT subtitles, pictures.
+    """Find out who spoke when: RTTM, JSON, labels of Audacity, subtitles, tables, pictures.
 
-    A recording that cannot be read does not stop the others; the exit code is then 2.
+    Finished recordings are skipped: rerun the same command to resume. A recording that cannot be read does not stop
+    the others; the exit code is then 2.
 
     Example: pyannote-prune diarize meeting.wav --pipeline pipeline --max-speakers 6
     """
@@ -82,20 +112,37 @@ def diarize(
         raise InputError(f"--output must be a directory, {output} is a file.")
 
     from pyannote_prune import embedded_pipeline
+    from pyannote_prune.corpora.jobs import find_jobs, writing
     from pyannote_prune.models.audio import Audio
     from pyannote_prune.pipelines.bounds import check_bounds
     from pyannote_prune.pipelines.channels import diarize_channels
     from pyannote_prune.pipelines.output import FORMATS
+    from pyannote_prune.pipelines.parameters import parse_settings, set_parameters
     from pyannote_prune.pipelines.pretrained import load_pipeline
     from pyannote_prune.reports.tables import summary_table
     from pyannote_prune.reports.timeline import plot_timeline
 
     check_bounds(num_speakers, min_speakers, max_speakers, prefix="--")
-    recordings = _find(audio)
-    _check(formats, plot, output, len(recordings))
+    parameters = {f"segmentation.{name}": value for name, value in durations.items() if value is not None}
+    parameters |= parse_settings(settings) | ({} if threshold is None else {"clustering.threshold": threshold})
+    every = find_jobs(audio)
+    _check(formats, plot, output, len(every))
+    extensions = [*(FORMATS[name].extension for name in formats), *([] if plot is None else [plot])]
+    jobs = every
+    if output is not None:
+        for target in (job.target(output, extension) for job in every for extension in extensions):
+            if target.is_dir():
+                raise InputError(f"{target} is a directory, where a file is to be written: remove or rename it.")
+        if not overwrite:
+            jobs = [job for job in every if not all(job.target(output, each).is_file() for each in extensions)]
+            if len(jobs) < len(every) and not quiet:
+                told = f"{len(every) - len(jobs)} of {len(every)} recordings are finished already in {output}"
+                typer.echo(f"{told} (--overwrite to diarize them again).", err=True)
+            if not jobs:
+                return
     pipeline = str(embedded_pipeline()) if pipeline is None else pipeline
     loaded = load_pipeline(pipeline, device, revision, token)
-    _set_durations(loaded, durations)
+    set_parameters(loaded, parameters)
     if exclusive and getattr(loaded, "legacy", False):
         raise InputError(f"--exclusive is not possible with {pipeline}: set `legacy: false` in its config.yaml.")
     if output is not None:
@@ -105,54 +152,57 @@ def diarize(
             raise InputError(f"--output {output} could not be made a directory ({error.strerror}).") from None
 
     console = Console(stderr=True, highlight=False)
-    failed = []
-    for number, (uri, path) in enumerate(recordings.items(), start=1):
-        title = uri if len(recordings) == 1 else f"{uri} ({number} of {len(recordings)})"
-        file: dict[str, Any] = {"audio": str(path), "uri": uri}
-        if channel is not None and channel != "each":
-            file["channel"] = int(channel)
-        try:
-            if not path.is_file():
-                raise InputError(f"No such recording: {path}.")
-            with _progress(console, title, hidden=quiet) as hook:
-                bounds = {
-                    "num_speakers": num_speakers,
-                    "min_speakers": min_speakers,
-                    "max_speakers": max_speakers,
-                }
-                if channel == "each":
-                    result = diarize_channels(loaded, file, hook=hook, **bounds)
-                else:
-                    result = loaded(file, hook=hook, **bounds)
-            duration = Audio().get_duration(file)
-            picture = None if plot is None else Audio(mono="downmix")(file)
-        except Exception as error:  # as many as there are decoders: other recordings depend on going on
-            failed.append(path)
-            where = "" if isinstance(error, InputError) else f"{path}: "
-            if debugging() or not is_expected(error):
-                typer.echo(full_traceback(error), err=True, nl=False)
-            typer.echo(f"Error: {where}{describe(error)}", err=True)
-            continue
+    failed: list[Job] = []
+    done = len(every) - len(jobs)
+    with interruptible(lambda: f"{done} of {len(every)} recordings are"):
+        for number, job in enumerate(jobs, start=1):
+            title = job.uri if len(jobs) == 1 else f"{job.uri} ({number} of {len(jobs)})"
+            try:
+                file = job.open()
+                if channel is not None and channel != "each":
+                    file["channel"] = int(channel)
+                with _progress(console, title, hidden=quiet) as hook:
+                    bounds = {
+                        "num_speakers": num_speakers,
+                        "min_speakers": min_speakers,
+                        "max_speakers": max_speakers,
+                    }
+                    if channel == "each":
+                        result = diarize_channels(loaded, file, hook=hook, **bounds)
+                    else:
+                        result = loaded(file, hook=hook, **bounds)
+                duration = Audio().get_duration(file)
+                picture = None if plot is None else Audio(mono="downmix")(file)
+            except Exception as error:  # as many as there are decoders: other recordings depend on going on
+                failed.append(job)
+                where = "" if isinstance(error, InputError) else f"{job.path}: "
+                if debugging() or not is_expected(error):
+                    typer.echo(full_traceback(error), err=True, nl=False)
+                typer.echo(f"Error: {where}{describe(error)}", err=True)
+                continue
 
-        kind = "exclusive_speaker_diarization" if exclusive else "speaker_diarization"
-        diarization = getattr(result, kind, result)
-        for name in dict.fromkeys(formats):
-            text = FORMATS[name].write(diarization, duration)
-            if output is None:
-                sys.stdout.write(text)
-                sys.stdout.flush()
-            else:
-                (output / f"{uri}.{FORMATS[name].extension}").write_text(text, encoding="utf-8")
-        if output is not None and picture is not None:
-            waveform, sample_rate = picture
-            plot_timeline(diarization, waveform[0].numpy(), sample_rate, output / f"{uri}.{plot}")
-        if not quiet:
-            console.print(summary_table(diarization, duration))
+            kind = "exclusive_speaker_diarization" if exclusive else "speaker_diarization"
+            diarization = getattr(result, kind, result)
+            for name in dict.fromkeys(formats):
+                text = FORMATS[name].write(diarization, duration)
+                if output is None:
+                    sys.stdout.write(text)
+                    sys.stdout.flush()
+                else:
+                    with writing(job.target(output, FORMATS[name].extension)) as part:
+                        part.write_text(text, encoding="utf-8")
+            if output is not None and plot is not None and picture is not None:
+                waveform, sample_rate = picture
+                with writing(job.target(output, plot)) as part:
+                    plot_timeline(diarization, waveform[0].numpy(), sample_rate, part)
+            done += 1
+            if not quiet:
+                console.print(summary_table(diarization, duration))
 
     if failed:
-        if len(recordings) > 1:
-            names = ", ".join(map(str, failed))
-            typer.echo(f"{len(failed)} of {len(recordings)} recordings failed: {names}.", err=True)
+        if len(every) > 1:
+            names = ", ".join(str(job.path) for job in failed)
+            typer.echo(f"{len(failed)} of {len(every)} recordings failed: {names}.", err=True)
         raise typer.Exit(2)
 
 
@@ -166,6 +216,9 @@ def _check(formats: list[str], plot: str | None, output: Path | None, num_record
             raise InputError(f"--format must be one of {', '.join(FORMATS)}, got {name!r}.")
     if plot is not None and plot not in PICTURES:
         raise InputError(f"--plot must be one of {', '.join(PICTURES)}, got {plot!r}.")
+    extensions = [FORMATS[name].extension for name in dict.fromkeys(formats)]
+    if len(set(extensions)) < len(extensions):
+        raise InputError(f"--format {' and '.join(dict.fromkeys(formats))} would write the same files: choose one.")
     if output is not None:
         return
     if plot is not None:
@@ -174,36 +227,6 @@ def _check(formats: list[str], plot: str | None, output: Path | None, num_record
         raise InputError(f"Several formats ({', '.join(formats)}) need --output DIR, the directory of their files.")
     if num_recordings > 1 and not FORMATS[formats[0]].concatenates:
         raise InputError(f"--format {formats[0]} of several recordings needs --output DIR, a file for each of them.")
-
-
-def _set_durations(pipeline: Any, durations: dict[str, float | None]) -> None:
-    """Set durations of turns and pauses that are given."""
-    given = {name: value for name, value in durations.items() if value is not None}
-    if not given:
-        return
-    try:
-        pipeline.instantiate({"segmentation": given})
-    except (AttributeError, ValueError) as error:
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise InputError(f"{names} cannot be set of this pipeline ({describe(error)}).") from None
-
-
-def _find(audio: list[Path]) -> dict[str, Path]:
-    """Recordings by name, folders replaced by what is in them."""
-    from pyannote_prune.models.audio import find_recordings
-
-    recordings: dict[str, Path] = {}
-    for given in audio:
-        for path in find_recordings(given) if given.is_dir() else [given]:
-            # a field of RTTM: spaces would split it
-            uri = "_".join(path.stem.split())
-            if uri in recordings:
-                raise InputError(
-                    f"Several recordings are named {uri!r} ({recordings[uri]} and {path}): what is written of them "
-                    "could not be told apart."
-                )
-            recordings[uri] = path
-    return recordings
 
 
 @contextmanager

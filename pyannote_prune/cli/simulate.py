@@ -52,7 +52,7 @@ def simulate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from pyannote_prune.errors import InputError
+    from pyannote_prune.errors import InputError, interruptible
     from pyannote_prune.simulation import Simulator, Voices, read_speakers, split_speakers, write_corpus
 
     hours = {subset: value for subset, value in (("train", train), ("development", development)) if value is not None}
@@ -78,8 +78,11 @@ def simulate(
         )
         for subset in hours
     }
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("conversations")
+    with (
+        Progress(console=Console(stderr=True)) as bar,
+        interruptible(lambda: f"{bar.tasks[0].completed:g} of {bar.tasks[0].total:g} conversations are"),
+    ):
+        task = bar.add_task("conversations", total=0)
         registry = write_corpus(
             directory,
             simulators,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 from pyannote.core import Annotation, Segment
 
@@ -92,6 +95,58 @@ def to_webvtt(diarization: Annotation, duration: float) -> str:
     return "\n".join(cues)
 
 
+def to_srt(diarization: Annotation, duration: float) -> str:
+    """Subtitles of SubRip that show who speaks: one per turn."""
+    cues = []
+    for number, (start, end, speaker) in enumerate(_turns(diarization), start=1):
+        times = f"{_timestamp(start)} --> {_timestamp(end)}".replace(".", ",")
+        cues.append(f"{number}\n{times}\n{speaker}\n")
+    return "\n".join(cues)
+
+
+def to_csv(diarization: Annotation, duration: float) -> str:
+    """Comma-separated values (RFC 4180) under a header: start and end in seconds, and speaker."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["start", "end", "speaker"])
+    writer.writerows([f"{start:.3f}", f"{end:.3f}", speaker] for start, end, speaker in _turns(diarization))
+    return text.getvalue()
+
+
+def to_text(diarization: Annotation, duration: float) -> str:
+    """Lines for people: start and end in hours, minutes and seconds, and speaker."""
+    return "".join(
+        f"{_timestamp(start)}  {_timestamp(end)}  {speaker}\n" for start, end, speaker in _turns(diarization)
+    )
+
+
+def to_textgrid(diarization: Annotation, duration: float) -> str:
+    """A TextGrid of Praat, in its long text format: an interval tier per speaker, whose pauses are empty."""
+    diarization = to_milliseconds(diarization)
+    speakers = diarization.labels()
+    last = max([round(duration, 3), *(segment.end for segment in diarization.itersegments())])
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0", f"xmax = {last:.3f}"]
+    lines += ["tiers? <exists>", f"size = {len(speakers)}", "item []:"]
+    for tier, speaker in enumerate(speakers, start=1):
+        name = speaker.replace('"', '""')
+        turns = diarization.label_timeline(speaker).support()
+        edges = [0.0, *(edge for turn in turns for edge in turn), last]
+        # pauses and turns take turns
+        parts = [
+            (start, end, name if index % 2 else "") for index, (start, end) in enumerate(pairwise(edges)) if start < end
+        ]
+        lines += [f"    item [{tier}]:", '        class = "IntervalTier"', f'        name = "{name}"']
+        lines += ["        xmin = 0", f"        xmax = {last:.3f}", f"        intervals: size = {len(parts)}"]
+        for index, (start, end, text) in enumerate(parts, start=1):
+            lines += [
+                f"        intervals [{index}]:",
+                f"            xmin = {start:.3f}",
+                f"            xmax = {end:.3f}",
+            ]
+            lines += [f'            text = "{text}"']
+    return "\n".join(lines) + "\n"
+
+
 def _timestamp(seconds: float) -> str:
     whole, milliseconds = divmod(round(1000 * seconds), 1000)
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}.{milliseconds:03d}"
@@ -126,4 +181,8 @@ FORMATS = {
     "json": Format("json", to_json, concatenates=True),
     "audacity": Format("txt", to_audacity, concatenates=False),
     "webvtt": Format("vtt", to_webvtt, concatenates=False),
+    "srt": Format("srt", to_srt, concatenates=False),
+    "csv": Format("csv", to_csv, concatenates=False),
+    "txt": Format("txt", to_text, concatenates=False),
+    "textgrid": Format("TextGrid", to_textgrid, concatenates=False),
 }

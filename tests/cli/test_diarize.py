@@ -1,8 +1,11 @@
+import io
 import json
+import os
 import shutil
 import struct
 from functools import partial
 from itertools import pairwise
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -40,8 +43,14 @@ class Scripted:
 
     legacy = False
 
+    def __init__(self):
+        self.asked = []
+
     def __call__(self, file, hook, **bounds):
         soundfile.info(file["audio"])  # an error that is not ours, for what is no audio
+        if isinstance(file["audio"], io.BytesIO):
+            file["audio"].seek(0)
+        self.asked.append(file["uri"])
         hook("segmentation", None, completed=0, total=2)
         hook("segmentation", None, completed=2, total=2)
         hook("speaker_counting", "artifact", file=file)
@@ -67,6 +76,10 @@ def folder(tmp_path):
     (path / "notes.txt").write_text("not a recording")
     (path / ".b.wav").write_text("not a recording either")
     return path
+
+
+def files_of(directory):
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
 
 
 def test_formats_of_a_real_pipeline(run, untrained, short, tmp_path):
@@ -114,11 +127,99 @@ def test_folder(run, scripted, folder, tmp_path):
     output = tmp_path / "some" / "where"
     code, out, err = run(folder, "-p", "any", "-o", output)
     assert (code, out) == (2, "")
-    assert sorted(path.name for path in output.iterdir()) == ["a.rttm", "b.rttm"]
-    for uri in ("a", "b"):
-        assert turns_of(load_rttm(output / f"{uri}.rttm")[uri]) == TURNS
+    assert files_of(output) == ["b.rttm", "monday/a.rttm"]
+    for path, uri in (("monday/a", "a"), ("b", "b")):
+        assert turns_of(load_rttm(output / f"{path}.rttm")[uri]) == TURNS
     assert "broken.wav: LibsndfileError" in err
     assert err.splitlines()[-1] == f"1 of 3 recordings failed: {folder / 'broken.wav'}."
+
+
+def test_same_names_in_different_folders(run, scripted, folder, tmp_path):
+    (folder / "broken.wav").unlink()
+    (folder / "tues day").mkdir()
+    shutil.copy(folder / "b.wav", folder / "tues day" / "b.wav")
+    code, _, _ = run(folder, "-p", "any", "-o", tmp_path / "out", "-q")
+    assert (code, files_of(tmp_path / "out")) == (0, ["b.rttm", "monday/a.rttm", "tues_day/b.rttm"])
+    # recordings that are named one by one, as a shell does
+    code, out, _ = run(folder / "b.wav", folder / "tues day" / "b.wav", "-p", "any", "-q")
+    assert (code, [line.split()[1] for line in out.splitlines()[:: len(TURNS)]]) == (0, ["b", "tues_day/b"])
+    # one that is named twice is one
+    code, out, _ = run(folder, folder / "monday", folder / "b.wav", "-p", "any", "-q", "--format", "json")
+    assert [json.loads(line)["uri"] for line in out.splitlines()] == ["b", "monday/a", "tues_day/b"]
+
+
+def test_finished_recordings_are_skipped(run, scripted, folder, tmp_path):
+    (folder / "broken.wav").unlink()
+    options = ("-p", "any", "-o", tmp_path, "--plot", "svg")
+    assert run(folder, *options)[0] == 0
+    assert scripted.asked == ["b", "a"]
+    (tmp_path / "b.svg").unlink()
+    code, _, err = run(folder, *options)
+    assert (code, scripted.asked) == (0, ["b", "a", "b"])
+    assert "1 of 2 recordings are finished already" in err
+    assert run(folder, *options)[0] == 0
+    assert scripted.asked == ["b", "a", "b"]
+    assert run(folder, *options, "--overwrite", "-q")[0] == 0
+    assert scripted.asked == ["b", "a", "b", "b", "a"]
+
+
+def test_ctrl_c(run, scripted, folder, tmp_path, monkeypatch):
+    (folder / "broken.wav").unlink()
+
+    def stopped(self, file, hook, **bounds):
+        if self.asked:
+            raise KeyboardInterrupt
+        return whole(self, file, hook, **bounds)
+
+    whole = Scripted.__call__
+    monkeypatch.setattr(Scripted, "__call__", stopped)
+    code, _, err = run(folder, "-p", "any", "-o", tmp_path)
+    assert code == 130
+    assert err.splitlines()[-1] == (
+        "Error: Interrupted: 1 of 2 recordings are finished and saved; rerun the same command to resume."
+    )
+    assert files_of(tmp_path)[0] == "b.rttm"
+    assert not any(".part" in name for name in files_of(tmp_path))
+
+
+def test_standard_input(run, scripted, folder, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((folder / "b.wav").read_bytes())))
+    code, out, _ = run("-", "-p", "any", "-q")
+    assert (code, out) == (0, to_rttm(annotate(TURNS, "stdin"), 9.0))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    code, _, err = run("-", "-p", "any", "-q")
+    assert (code, err) == (2, "Error: - is empty: it has no samples.\n")
+
+
+def test_named_pipe(run, scripted, folder):
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    writer = Thread(target=lambda: pipe.write_bytes((folder / "b.wav").read_bytes()))
+    writer.start()
+    code, out, _ = run(pipe, "-p", "any", "-q")
+    writer.join()
+    assert (code, out) == (0, to_rttm(annotate(TURNS, "pipe"), 9.0))
+
+
+def test_any_parameter(run, untrained, short, tmp_path, monkeypatch):
+    loaded = []
+    load = pretrained.load_pipeline
+    monkeypatch.setattr(pretrained, "load_pipeline", lambda *arguments: loaded.append(load(*arguments)) or loaded[-1])
+
+    def parameters(*options):
+        code, _, err = run(short, "-p", untrained, "-q", "-o", tmp_path, "--overwrite", *options)
+        return loaded[-1].parameters(instantiated=True) if code == 0 else err
+
+    before = parameters()
+    changed = parameters("--threshold", 1.5, "--set", "clustering.min_cluster_size=1")
+    assert changed["clustering"] == {**before["clustering"], "threshold": 1.5, "min_cluster_size": 1}
+    changed = parameters("--set", "clustering.method=average", "--set", "segmentation.min_duration_off=0.1")
+    assert (changed["clustering"]["method"], changed["segmentation"]["min_duration_off"]) == ("average", 0.1)
+    assert "clustering.threshold must be a number, from 0 to 2, got 50" in parameters("--threshold", 50)
+    for setting in ("clustering.stop=1", "clustering=1", "stop=1"):
+        told = parameters("--set", setting)
+        assert f"{setting[:-2]} cannot be set to 1" in told
+        assert "the pipeline has segmentation.min_duration_off, clustering" in told
 
 
 def test_standard_output(run, scripted, folder):
@@ -138,7 +239,7 @@ def test_pictures(run, scripted, folder, tmp_path):
     (folder / "broken.wav").unlink()
     shutil.move(folder / "b.wav", folder / "cost $5$ <b>.wav")
     assert run(folder, "-p", "any", "-o", tmp_path, "--plot", "png")[0] == 0
-    header = (tmp_path / "a.png").read_bytes()[:24]
+    header = (tmp_path / "monday" / "a.png").read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", header[16:])
     assert width == 1200
@@ -153,14 +254,27 @@ def test_bad_options(run, scripted, folder, tmp_path):
     recording = folder / "b.wav"
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
+    (tmp_path / "taken" / "b.rttm").mkdir(parents=True)
+    twins = tmp_path / "twins"
+    twins.mkdir()
+    for extension in ("flac", "wav"):
+        soundfile.write(twins / f"a.{extension}", np.zeros(100), 8000)
     for arguments, named in [
-        ((recording, "--format", "docx"), "--format must be one of rttm, json, audacity, webvtt, got 'docx'"),
+        (
+            (recording, "--format", "docx"),
+            "--format must be one of rttm, json, audacity, webvtt, srt, csv, txt, textgrid, got 'docx'",
+        ),
         ((recording, "--plot", "pdf", "-o", tmp_path), "--plot must be one of png, svg, got 'pdf'"),
         ((recording, "--plot", "png"), "--plot needs --output"),
         ((recording, "--format", "rttm", "--format", "json"), "Several formats (rttm, json) need --output"),
         ((folder, "--format", "webvtt"), "--format webvtt of several recordings needs --output"),
         ((tmp_path / "empty",), "holds no recording that can be read"),
-        ((folder, folder / "monday"), "Several recordings are named 'a'"),
+        ((twins,), "Several recordings are named 'a'"),
+        ((recording, "--format", "txt", "--format", "audacity", "-o", tmp_path), "would write the same files"),
+        ((recording, "-o", tmp_path / "taken"), "b.rttm is a directory, where a file is to be written"),
+        ((recording, "--max-speakers", 300), "--max-speakers must be a whole number from 1 to 100, got 300"),
+        (("https://example.org/a.wav",), "https://example.org/a.wav is a URL: download the recording"),
+        ((recording, "--set", "clustering.threshold"), "is no setting: expected NAME=VALUE"),
         ((recording, "-o", tmp_path / "file"), "--output must be a directory"),
         ((recording, "-o", tmp_path / "file" / "below"), "could not be made a directory"),
     ]:

@@ -1,5 +1,8 @@
+import csv
+import io
 import json
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,8 +14,13 @@ from pyannote_prune.pipelines.output import (
     FORMATS,
     speaker_totals,
     to_audacity,
+    to_csv,
     to_json,
+    to_milliseconds,
     to_rttm,
+    to_srt,
+    to_text,
+    to_textgrid,
     to_webvtt,
 )
 
@@ -81,6 +89,66 @@ def test_formats_agree(turns):
         for pair in ((time[:4], time[4:]) for time in times)
     ]
     assert [(*pair, cue[8]) for pair, cue in zip(ends, cues, strict=True)] == wanted
+
+
+def test_srt(diarization):
+    cues = to_srt(diarization, DURATION).strip().split("\n\n")
+    assert cues[0].splitlines() == ["1", "00:00:00,000 --> 00:00:10,000", "A"]
+    assert cues[3].splitlines() == ["4", "01:00:00,000 --> 01:00:20,000", "B"]
+    assert len(cues) == len(TURNS)
+
+
+def test_csv(diarization):
+    diarization = diarization.rename_labels({"B": 'B, "the other"'})
+    rows = list(csv.DictReader(io.StringIO(to_csv(diarization, DURATION))))
+    read = [(float(row["start"]), float(row["end"]), row["speaker"]) for row in rows]
+    assert read == [(start, end, {"A": "A", "B": 'B, "the other"'}[speaker]) for start, end, speaker in TURNS]
+
+
+def test_text(diarization):
+    assert to_text(diarization, DURATION).splitlines()[1:3] == [
+        "00:00:08.000  00:00:13.000  B",
+        "01:00:00.000  01:00:05.000  A",
+    ]
+
+
+def tiers_of(text):
+    """Intervals (start, end, text) by tier, as Praat reads its long text format."""
+    tiers = {}
+    for tier in re.split(r"\n    item \[\d+\]:", text)[1:]:
+        name = re.search(r'name = "(.*)"', tier)[1]
+        size = int(re.search(r"intervals: size = (\d+)", tier)[1])
+        found = re.findall(r'\[\d+\]:\n +xmin = ([\d.]+)\n +xmax = ([\d.]+)\n +text = "(.*)"', tier)
+        assert len(found) == size
+        tiers[name] = [(float(start), float(end), text) for start, end, text in found]
+    return tiers
+
+
+def test_textgrid(diarization):
+    text = to_textgrid(diarization, DURATION)
+    assert text.startswith('File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0\nxmax = 3700.000\n')
+    assert tiers_of(text)["A"] == [(0, 10, "A"), (10, 3600, ""), (3600, 3605, "A"), (3605, 3700, "")]
+    assert tiers_of(text)["B"][0] == (0, 8, "")
+    quoted = to_textgrid(diarization.rename_labels({"A": 'A "x"'}), DURATION)
+    assert 'name = "A ""x"""' in quoted
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 50), st.floats(0, 20), st.sampled_from("ABC"))),
+    st.floats(0.1, 60),
+)
+def test_tiers_of_a_textgrid_are_whole(turns, duration):
+    annotation = Annotation(uri="meeting")
+    for track, (start, length, speaker) in enumerate(turns):
+        annotation[Segment(start, start + length), track] = speaker
+    text = to_textgrid(annotation, duration)
+    whole = float(re.search(r"xmax = ([\d.]+)", text)[1])
+    for speaker, intervals in tiers_of(text).items():
+        assert (intervals[0][0], intervals[-1][1]) == (0, whole)
+        assert all(end == after for (_, end, _), (after, _, _) in pairwise(intervals))
+        assert all(start < end for start, end, _ in intervals)
+        spoken = sum(end - start for start, end, name in intervals if name)
+        assert spoken == pytest.approx(to_milliseconds(annotation).label_duration(speaker), abs=1e-6)
 
 
 def test_audacity(diarization):

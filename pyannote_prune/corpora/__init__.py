@@ -1,0 +1,1 @@
+"""Many recordings: which ones, and where the results of each go."""

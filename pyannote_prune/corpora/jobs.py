@@ -1,0 +1,122 @@
+"""Recordings that a user names, and the files that are written about each."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pyannote_prune.errors import InputError
+from pyannote_prune.models.audio import find_recordings
+
+STANDARD_INPUT = "-"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recording to process
+
+    Parameters
+    ----------
+    path : Path
+        Of the file or named pipe, "-" for standard input.
+    uri : str
+        Its name, without spaces: a field of RTTM.
+    stem : PurePosixPath
+        Of the files that are written about it, relative to their directory, without extension.
+    """
+
+    path: Path
+    uri: str
+    stem: PurePosixPath
+
+    def open(self) -> dict[str, Any]:
+        """The recording as a pyannote file: that of standard input and of a named pipe is read into memory
+
+        Raises
+        ------
+        InputError
+            When there is no such recording.
+        """
+        audio: str | BytesIO = str(self.path)
+        if audio == STANDARD_INPUT:
+            audio = BytesIO(sys.stdin.buffer.read())
+        elif self.path.is_fifo():
+            audio = BytesIO(self.path.read_bytes())
+        elif not self.path.is_file():
+            raise InputError(f"No such recording: {self.path}.")
+        if isinstance(audio, BytesIO) and not audio.getbuffer().nbytes:
+            raise InputError(f"{self.path} is empty: it has no samples.")
+        return {"audio": audio, "uri": self.uri}
+
+    def target(self, directory: Path, extension: str) -> Path:
+        """File of a directory that is written about the recording."""
+        return directory / self.stem.with_name(f"{self.stem.name}.{extension}")
+
+
+def find_jobs(given: Sequence[str]) -> list[Job]:
+    """Recordings that are named, folders replaced by the recordings in them
+
+    What is written about a recording mirrors its folders, from the one that was named on; where two would have one
+    name, from the folder that all of them share.
+
+    Parameters
+    ----------
+    given : sequence of str
+        Files, folders, named pipes, and "-" for standard input. One that is given twice is one recording.
+
+    Raises
+    ------
+    InputError
+        When one is a URL, when a folder holds no recording, or when two recordings would have one name.
+    """
+    bases: dict[Path, Path] = {}
+    for name in given:
+        if _URL.match(name):
+            raise InputError(f"{name} is a URL: download the recording, and give its file or `-` for standard input.")
+        if name == STANDARD_INPUT and sys.stdin.isatty():
+            raise InputError("`-` reads a recording from standard input, which is a terminal: redirect a file to it.")
+        path = Path(name)
+        for found in find_recordings(path) if path.is_dir() else [path]:
+            bases.setdefault(found, path if path.is_dir() else path.parent)
+    once = {os.path.realpath(path): path for path in reversed(bases)}
+    paths = [path for path in bases if once[os.path.realpath(path)] == path]
+
+    stems = {path: _stem(path.relative_to(bases[path])) for path in paths}
+    if _repeated(stems.values()):
+        shared = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
+        stems = {path: _stem(Path(os.path.relpath(os.path.abspath(path), shared))) for path in paths}
+    for stem in _repeated(stems.values()):
+        both = " and ".join(str(path) for path in paths if stems[path] == stem)
+        raise InputError(
+            f"Several recordings are named {stem.as_posix()!r} ({both}): what is written of them could not be told "
+            "apart."
+        )
+    whole = bool(_repeated(stem.name for stem in stems.values()))
+    return [Job(path, stem.as_posix() if whole else stem.name, stem) for path, stem in stems.items()]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place once it is whole; folders are created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    yield part
+    os.replace(part, path)
+
+
+def _stem(relative: Path) -> PurePosixPath:
+    name = "stdin" if str(relative) == STANDARD_INPUT else relative.stem
+    return PurePosixPath(*("_".join(part.split()) for part in (*relative.parts[:-1], name)))
+
+
+def _repeated(names: Iterable[Any]) -> list[Any]:
+    return [name for name, count in Counter(names).items() if count > 1]
