@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pyannote_prune.cli.arguments import AsMarkdown, Device
+from pyannote_prune.errors import interruptible
 
 
 def evaluate(
@@ -53,7 +54,10 @@ def evaluate(
     --protocol AISHELL4.SpeakerDiarization.Far --registry database.yml
     """
     # standard output is for the report: pyannote.database talks while it reads registries
-    with redirect_stdout(sys.stderr):
+    with (
+        redirect_stdout(sys.stderr),
+        interruptible(lambda: f"{len(list(output.rglob('*.rttm')))} hypotheses in {output} are"),
+    ):
         from pyannote_prune.evaluation.accuracy import FAILED, evaluate
         from pyannote_prune.reports.tables import print_results
 

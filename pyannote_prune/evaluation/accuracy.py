@@ -12,7 +12,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.evaluation.hypotheses import Corpus, System, diarize, label_pipelines, read_hypothesis
+from pyannote_prune.evaluation.hypotheses import (
+    Corpus,
+    System,
+    check_references,
+    diarize,
+    label_pipelines,
+    read_hypothesis,
+)
 from pyannote_prune.evaluation.results import Column, Results
 from pyannote_prune.inference.devices import find_device
 from pyannote_prune.pipelines.fingerprint import fingerprint
@@ -104,6 +111,7 @@ def evaluate(
     if registry is not None:
         load_registry(registry)
     corpora = [Corpus(name, subset, load_references(name, subset)) for name in dict.fromkeys(protocols)]
+    check_references(corpora)
     for system in systems:
         system.refuse_others(corpora)
 

@@ -9,16 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from pyannote.core import Annotation
+from pyannote.core import Annotation, Segment
 from pyannote.database import FileFinder, ProtocolFile
 from pyannote.database.util import load_rttm
 from rich.progress import Progress
 
+from pyannote_prune.corpora.jobs import writing
 from pyannote_prune.errors import InputError, debugging, describe, full_traceback, is_expected
+from pyannote_prune.models.audio import Audio
 from pyannote_prune.pipelines.pretrained import load_pipeline
 from pyannote_prune.protocols import Reference
 
 SETTINGS = "settings.json"
+# seconds that labels may go on after the end of a recording
+_TOLERANCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,10 @@ class System:
         return self._folder(corpus) / f"{reference.uri}.rttm"
 
     def refuse_others(self, corpora: Sequence[Corpus]) -> None:
-        """Refuse a folder with hypotheses of something else, by an `InputError`."""
+        """Refuse a folder with hypotheses of something else, or without room for these, by an `InputError`."""
+        for path in (self.hypothesis(corpus, reference) for corpus in corpora for reference in corpus.references):
+            if path.is_dir():
+                raise InputError(f"{path} is a directory, where a file is to be written: remove or rename it.")
         settings = self.folder / SETTINGS
         if settings.is_file():
             foreign = self.fingerprint not in settings.read_text(encoding="utf-8")
@@ -150,6 +157,23 @@ def diarize(system: System, corpora: Sequence[Corpus], device: str, progress: Pr
                 _write(system.hypothesis(corpus, reference), rttm)
 
 
+def check_references(corpora: Sequence[Corpus]) -> None:
+    """Refuse references of other recordings than theirs, as far as durations tell, by an `InputError`."""
+    for corpus in corpora:
+        for reference in corpus.references:
+            try:
+                duration = Audio().get_duration(_recording(reference.file))
+            except Exception:  # told when it is its turn
+                continue
+            name = f"{reference.uri} in {corpus.protocol} ({corpus.subset}) lasts {duration:.1f} s"
+            last = max((turn.start for turn in reference.annotation.itersegments()), default=0.0)
+            if last > duration + _TOLERANCE:
+                raise InputError(f"{name}, but its reference has a turn at {last:.1f} s: give its own labels.")
+            regions = reference.annotated
+            if regions is not None and not regions.crop(Segment(0, duration)):
+                raise InputError(f"{name}, but its UEM begins at {regions.extent().start:.1f} s: nothing is scored.")
+
+
 def _recording(file: ProtocolFile) -> dict[str, Any]:
     """A file without its reference, which some pipelines would use."""
     try:
@@ -177,8 +201,5 @@ def read_hypothesis(path: Path, uri: str) -> Annotation:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that is whole whenever it is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with writing(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -100,7 +100,7 @@ def registry(tmp_path):
     for name, uris in LISTS.items():
         (directory / f"{name}.lst").write_text("".join(f"{uri}\n" for uri in uris))
         for uri in uris:
-            soundfile.write(directory / f"{uri}.wav", np.zeros(1600), 16000)
+            soundfile.write(directory / f"{uri}.wav", np.zeros(16 * 4000), 4000)
     (directory / "all.rttm").write_text("".join(annotation(*item).to_rttm() for item in REFERENCES.items()))
     (directory / "all.uem").write_text("".join(f"{uri} 1 {start} {end}\n" for uri, (start, end) in SCORED.items()))
     (directory / "database.yml").write_text(DATABASE)
@@ -219,6 +219,28 @@ def test_interruption(evaluation, fake, monkeypatch, tmp_path):
     assert fake.asked == ["two"]
 
 
+def test_ctrl_c(run, fake, registry, pipeline, monkeypatch, tmp_path):
+    def interrupted(self, file):
+        if file["uri"] == "two":
+            raise KeyboardInterrupt
+        return annotation("one", HYPOTHESES["one"])
+
+    monkeypatch.setattr(Fake, "__call__", interrupted)
+    code, out, err = run(pipeline, "--protocol", MAIN, "--registry", registry, "-o", tmp_path / "out")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == (
+        f"Error: Interrupted: 1 hypotheses in {tmp_path / 'out'} are finished and saved; rerun the same command to "
+        "resume."
+    )
+
+
+def test_a_directory_in_the_place_of_a_hypothesis(evaluation, fake, tmp_path):
+    (tmp_path / "out" / "base" / f"{MAIN}.test" / "two.rttm").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"two.rttm is a directory, where a file is to be written"):
+        evaluation()
+    assert not fake.loaded
+
+
 def test_hypotheses_of_another_pipeline_are_refused(evaluation, fake, pipeline, tmp_path):
     evaluation()
     settings = json.loads((tmp_path / "out" / "base" / "settings.json").read_text())
@@ -258,8 +280,8 @@ def test_broken_recordings_do_not_stop_the_others(evaluation, fake, registry, pi
     assert (other_row["num_files"], other_row["der"], other_row["miss"]) == (0, None, None)
     assert (average["num_files"], average["der"], average["miss"]) == (1, None, None)
 
-    soundfile.write(registry.parent / "one.wav", np.zeros(1600), 16000)
-    soundfile.write(registry.parent / "three.wav", np.zeros(1600), 16000)
+    soundfile.write(registry.parent / "one.wav", np.zeros(16 * 4000), 4000)
+    soundfile.write(registry.parent / "three.wav", np.zeros(16 * 4000), 4000)
     assert evaluation(MAIN, OTHER).rows[2]["der"] == pytest.approx(65)
 
 
@@ -279,6 +301,19 @@ def test_damaged_hypothesis(evaluation, tmp_path):
         path.write_text(content)
         with pytest.raises(InputError, match=r"one.rttm is not the hypothesis that it was.*remove it"):
             evaluation()
+
+
+def test_labels_of_a_longer_recording(evaluation, registry, fake):
+    (registry.parent / "all.rttm").write_text(rttm("four", 20, 4))
+    with pytest.raises(InputError, match=r"four in .* lasts 16.0 s, but its reference has a turn at 20.0 s"):
+        evaluation(LONG)
+    assert not fake.loaded
+
+
+def test_no_speech_in_some(evaluation, registry):
+    """Labels of several recordings in one file, which says nothing of one of them."""
+    (registry.parent / "all.rttm").write_text(rttm("one", 0, 4) + ";; a comment\n\n")
+    assert [file["speech"] for file in evaluation().rows[0]["files"]] == [4, 0]
 
 
 def test_no_speech_at_all(evaluation, registry):
@@ -318,6 +353,17 @@ def spoil(directory, name, content):
     return {}
 
 
+def rttm(uri, start, duration):
+    return f"SPEAKER {uri} 1 {start} {duration} <NA> <NA> Ann <NA> <NA>\n"
+
+
+def own_labels(toy, uri):
+    """A file of labels for each recording, that of the first about another one."""
+    for each in REFERENCES:
+        (toy / f"{each}.rttm").write_text(rttm(uri if each == "one" else each, 0, 4))
+    return spoil(toy, "database.yml", DATABASE.replace("annotation: all.rttm", 'annotation: "{uri}.rttm"'))
+
+
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
@@ -339,7 +385,18 @@ def spoil(directory, name, content):
         (lambda toy: spoil(toy, "other.lst", "three\n\n"), r"'' in .* cannot name an RTTM file"),
         (lambda toy: spoil(toy, "other.lst", "../three\n"), r"'../three' in .* cannot name an RTTM file"),
         (lambda toy: spoil(toy, "other.lst", "five\n"), r"five in .* has no region to score"),
-        (lambda toy: spoil(toy, "all.rttm", "this is\nno rttm at all\n"), r"\(test\) could not be read"),
+        (
+            lambda toy: spoil(toy, "all.rttm", "this is\nno rttm at all\n"),
+            r"all.rttm, line 1, 'this is', is no line of RTTM",
+        ),
+        (lambda toy: spoil(toy, "all.rttm", "Dear all,\n"), "all.rttm, line 1, 'Dear all,', is no line of RTTM"),
+        (lambda toy: spoil(toy, "all.rttm", rttm("one", 0, -4)), "line 1, .* has a duration that is no number.*: -4"),
+        (lambda toy: spoil(toy, "all.rttm", rttm("one", -1, 4)), "line 1, .* has a start that is no number.*: -1"),
+        (lambda toy: spoil(toy, "all.rttm", rttm("some", 0, 4)), "all.rttm has no labels of one, only of some"),
+        (lambda toy: spoil(toy, "all.uem", "three 1 0 5\ntwo 1 0 4\none 1 20 30\n"), "one in .* UEM begins at 20.0 s"),
+        (lambda toy: spoil(toy, "all.uem", "one 1 4 4\n"), "all.uem, line 1, .* has an end"),
+        (lambda toy: spoil(toy, "all.uem", "one 4\n"), "all.uem, line 1, .* is no line of a UEM file"),
+        (lambda toy: own_labels(toy, "two"), "one.rttm has no labels of one, only of two"),
         (
             lambda toy: spoil(toy, "database.yml", DATABASE.replace("other.lst, annotation: all.rttm,", "other.lst,")),
             "three in .* has no reference",
