@@ -7,6 +7,7 @@ import sys
 os.environ["PYANNOTE_METRICS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -144,6 +145,16 @@ def short(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("audio") / "short.wav"
     soundfile.write(path, samples, rate)
     return path
+
+
+@pytest.fixture(autouse=True)
+def log_handlers():
+    """Hydra's handlers end with the test: they write to its standard error."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in set(root.handlers) - set(before):
+        root.removeHandler(handler)
 
 
 @pytest.fixture

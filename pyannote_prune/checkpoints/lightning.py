@@ -85,11 +85,7 @@ def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
     if path.name == SAFE:
         write_safe_checkpoint(model, path)
         return
-    # it has much to tell about hardware, none of which matters here
-    log = logging.getLogger(LIGHTNING_LOG)
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
+    with quiet_lightning():
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
@@ -98,8 +94,6 @@ def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-    finally:
-        log.setLevel(level)
     attach(trainer, model)
     trainer.save_checkpoint(path, weights_only=True)
     if half:
@@ -108,6 +102,18 @@ def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
         with ZipFile(path, "w", ZIP_DEFLATED) as archive:
             for name, content in records.items():
                 archive.writestr(name, content)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning from describing the hardware and from recommending other products; its warnings stay."""
+    log = logging.getLogger(LIGHTNING_LOG)
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def write_safe_checkpoint(model: Model, path: Path) -> None:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from pyannote.database import FileFinder
 
 import pyannote_prune
-from pyannote_prune.errors import InputError, InterruptionError
+from pyannote_prune.errors import InputError, InterruptionError, describe
 from pyannote_prune.protocols import find_protocol, load_registry
 from pyannote_prune.training import TrainingOptions
 from pyannote_prune.upstream import get_augmentation
@@ -56,17 +59,55 @@ def run(application: Callable[[DictConfig], Any], config_name: str, overrides: S
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Hydra understands its flags before overrides only
     sys.argv = [sys.argv[0], *sorted(overrides, key=lambda argument: argument not in ("-m", "--multirun"))]
+    if sys.stdout.isatty():  # whose progress bar says the same
+        sys.argv.append("hydra.job_logging.root.handlers=[file]")
     os.environ[COMMAND] = config_name
+    failure: list[Exception] = []
+
+    def guarded(config: DictConfig) -> Any:
+        try:
+            return application(config)
+        except Exception as error:
+            failure.append(error)
+            raise _StoppedError from error
+
+    # a sweep needs errors as they are; before those of one run, Hydra would print all overrides
+    several = any(argument in ("-m", "--multirun") for argument in overrides)
     main = hydra.main(config_path=str(config_directory()), config_name=config_name, version_base="1.3")
     try:
-        main(application)()
+        try:
+            main(application if several else guarded)()
+        except _StoppedError:
+            raise failure[0] from failure[0].__cause__
     except (HydraException, OmegaConfBaseException) as error:
-        raise _input_error(error) or InputError(" ".join(str(error).split())) from error
+        raise _input_error(error) or InputError(_sentence(error)) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{error.filename} is a file, where the directory of the run is to be made.") from error
     except Exception as error:
         wrapped = _input_error(error)
         if wrapped is None or wrapped is error:
             raise
         raise wrapped from error
+
+
+class _StoppedError(BaseException):
+    """Passes through Hydra, which handles and reports what is an `Exception`."""
+
+
+def _sentence(error: BaseException) -> str:
+    """What is wrong with the command line, out of Hydra's digest of it."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return f"There is no {group}={name}: choose one of {', '.join(error.options)}."
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
+            known = [str(key) for key in cause.parent_node]
+            close = difflib.get_close_matches(str(cause.key), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
+            return f"There is no setting {cause.full_key}: {hint} (+{cause.full_key}=VALUE adds one.)"
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(re.split(r"\n(?:Config search path|See https)", str(error))[0].split())
 
 
 def _input_error(error: BaseException | None) -> InputError | InterruptionError | None:
@@ -105,14 +146,34 @@ def load_augmentation(config: DictConfig) -> Any:
 
 
 def training_options(config: DictConfig) -> TrainingOptions:
-    """Options in the sections `trainer`, `optimizer` and `scheduler`, `patience` and `gradient_percentile`."""
-    optimizer = plain(config.optimizer)
-    backbone_lr = optimizer.pop("backbone_lr", None)
+    """Options in the sections `trainer`, `optimizer` and `scheduler`, `patience` and `gradient_percentile`
+
+    Raises
+    ------
+    InputError
+        When no optimizer or scheduler can be made of what is given.
+    """
+    settings = plain(config.optimizer)
+    for name, value in settings.items():
+        if name in ("lr", "backbone_lr", "weight_decay") and isinstance(value, str):
+            raise InputError(f"optimizer.{name} must be a number, got {value!r}.")
+    backbone_lr = settings.pop("backbone_lr", None)
+    optimizer = instantiate(settings, _partial_=True, _convert_="all")
+    scheduler = instantiate(config.scheduler, _partial_=True) if config.get("scheduler") else None
+    section = "optimizer"
+    try:
+        tried = optimizer([torch.nn.Parameter(torch.zeros(1))])
+        section = "scheduler"
+        if scheduler is not None:
+            scheduler(tried)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{name}={value}" for name, value in plain(config[section]).items())
+        raise InputError(f"The {section} cannot be made of {given} ({describe(error)}).") from error
     return TrainingOptions(
         trainer=instantiate(config.trainer, _partial_=True, _convert_="all").keywords,
-        optimizer=instantiate(optimizer, _partial_=True, _convert_="all"),
+        optimizer=optimizer,
         backbone_lr=None if backbone_lr is None else float(backbone_lr),
-        scheduler=instantiate(config.scheduler, _partial_=True) if config.get("scheduler") else None,
+        scheduler=scheduler,
         patience=config.get("patience"),
         gradient_percentile=config.get("gradient_percentile"),
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,14 +13,26 @@ def train(context: typer.Context) -> None:
     """Train, prune or distil a model: one stage, configured as with pyannote-audio-train (Hydra).
 
     Arguments are Hydra overrides; the groups task, model, optimizer, scheduler, trainer, augmentation and
-    preprocessor are those of configs/. `--cfg job` prints the configuration, `-m` runs several.
+    preprocessor are those of configs/. `--cfg job` prints the configuration, `-m` runs several and compares them.
 
     Example: pyannote-prune train protocol=AMI.SpeakerDiarization.only_words registry=database.yml
     task=SpeakerDiarization task.duration=5 model=WavLMSegmentation trainer.max_epochs=10
     """
-    from pyannote_prune.cli.application import run
+    from pyannote_prune.cli.application import output_directory, run
 
-    run(_train, "train", context.args)
+    directories: list[Path] = []
+
+    def application(config: DictConfig) -> float | None:
+        score = _train(config)
+        directories.append(output_directory())
+        return score
+
+    run(application, "train", context.args)
+    if len(directories) > 1:
+        from pyannote_prune.reports.comparison import compare_runs
+        from pyannote_prune.reports.tables import print_results
+
+        print_results(compare_runs(directories))
 
 
 def _train(config: DictConfig) -> float | None:

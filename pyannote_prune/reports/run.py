@@ -21,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from pyannote_prune.checkpoints.lightning import read_checkpoint
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, InterruptionError
 from pyannote_prune.evaluation.results import Column, with_values
 from pyannote_prune.models import WavLMSegmentation, load_segmentation
 from pyannote_prune.pruning import Units, total_cost
@@ -68,8 +68,9 @@ def reporting(directory: Path) -> Iterator[None]:
     """
     try:
         yield
-    except SystemExit:  # what Lightning makes of Ctrl-C
-        _write_and_tell(directory)
+    except InterruptionError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            _write_and_tell(directory)
         raise
     _write_and_tell(directory)
 

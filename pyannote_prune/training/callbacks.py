@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from typing import Any, ClassVar
 
@@ -11,6 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
 from pyannote_prune.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class ProgressBar(RichProgressBar):
@@ -32,6 +36,58 @@ class ProgressBar(RichProgressBar):
             for name, value in metrics.items()
             if not name.startswith("DiarizationErrorRate/")
         }
+
+
+class EpochLog(Callback):
+    """One line of the log per epoch: losses, error, sparsity, and the time that is left of a stage
+
+    Parameters
+    ----------
+    stage : str
+        Its name.
+    """
+
+    _SHOWN: ClassVar[dict[str, tuple[str, str]]] = {
+        "loss/train": ("loss", ".4g"),
+        "loss/distillation/val": ("validation loss", ".4g"),
+        "DiarizationErrorRate": ("error", ".1%"),
+        "sparsity/expected": ("sparsity", ".1%"),
+        "sparsity/target": ("target", ".1%"),
+    }
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self.stage = stage
+        self.finished = 0
+        self.started = 0.0
+        self.first = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take note of the time, and of the epochs that were finished before"""
+        self.first = self.finished = trainer.current_epoch
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the line"""
+        self.finished = trainer.current_epoch + 1
+        if not trainer.is_global_zero:
+            return
+        numbers = [
+            f"{name} {format(float(trainer.callback_metrics[key]), shape)}"
+            for key, (name, shape) in self._SHOWN.items()
+            if key in trainer.callback_metrics
+        ]
+        whole = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
+        epoch = f"epoch {self.finished}" + (f" of {whole}" if whole else "")
+        if whole:
+            pace = (time.monotonic() - self.started) / (self.finished - self.first)
+            numbers.append(f"{_duration(pace * (whole - self.finished))} left")
+        log.info("%s, %s: %s", self.stage, epoch, ", ".join(numbers))
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 class GivenLearningRates(Callback):

@@ -13,11 +13,13 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMon
 from lightning.pytorch.loggers import TensorBoardLogger
 from pyannote.audio import Model
 from pyannote.audio.core.task import Task
+from rich.console import Console
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from pyannote_prune.checkpoints.lightning import quiet_lightning
 from pyannote_prune.errors import FULL, InputError, InterruptionError, describe
 from pyannote_prune.models.audio import Audio
-from pyannote_prune.training.callbacks import GivenLearningRates, PercentileGradientClipping, ProgressBar
+from pyannote_prune.training.callbacks import EpochLog, GivenLearningRates, PercentileGradientClipping, ProgressBar
 from pyannote_prune.training.options import TrainingOptions
 from pyannote_prune.training.state import latest_checkpoint
 
@@ -73,18 +75,24 @@ def fit(
         auto_insert_metric_name=False,
     )
     clipping = PercentileGradientClipping(options.gradient_percentile)
-    callbacks: list[Callback] = [checkpoint, LearningRateMonitor(), clipping, GivenLearningRates()]
-    if given.get("enable_progress_bar") is not False:
+    epochs = EpochLog(directory.name)
+    callbacks: list[Callback] = [checkpoint, LearningRateMonitor(), clipping, GivenLearningRates(), epochs]
+    console = Console()
+    # elsewhere, the lines of the log say the same
+    bar = given.get("enable_progress_bar") is not False and (console.is_terminal or console.is_jupyter)
+    if bar:
         callbacks.append(ProgressBar())
     if monitor is not None and options.patience is not None:
         callbacks.append(EarlyStopping(monitor=monitor, mode=direction, patience=options.patience))
 
-    with _interruptions(directory):
+    with _interruptions(directory, epochs), quiet_lightning():
         trainer = Trainer(
             **{
+                "enable_model_summary": False,
                 **given,
                 "callbacks": [*callbacks, *(given.get("callbacks") or [])],
                 "logger": TensorBoardLogger(directory, name="", version=""),
+                "enable_progress_bar": bar,
                 "default_root_dir": directory,
             }
         )
@@ -110,7 +118,7 @@ def configure_optimizers(model: Model, options: TrainingOptions, monitor: str | 
 
 
 @contextmanager
-def _interruptions(directory: Path) -> Iterator[None]:
+def _interruptions(directory: Path, epochs: EpochLog) -> Iterator[None]:
     """One sentence for each of the other things than its end that can end a training."""
     again = "No finished epoch is lost: rerun the same command to resume."
     try:
@@ -120,6 +128,11 @@ def _interruptions(directory: Path) -> Iterator[None]:
         sentence = str(error).strip().splitlines()[-1].removeprefix(f"{InputError.__module__}.InputError: ")
         raise InputError(sentence) from error
     except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise InterruptionError(
+                f"Interrupted: {epochs.finished} epochs of {epochs.stage} are finished and saved; rerun the same "
+                "command to resume."
+            ) from error.__context__
         if error.code:
             raise
         raise InterruptionError(f"Stopped by a signal. {again}") from error  # which Lightning would leave with 0

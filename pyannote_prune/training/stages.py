@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -21,6 +22,8 @@ from pyannote_prune.training.fitting import fit
 from pyannote_prune.training.options import TrainingOptions
 from pyannote_prune.training.state import RESULT
 
+log = logging.getLogger(__name__)
+
 # what a stage warned of, for its report
 WARNINGS = "warnings.txt"
 # sparsity is on its target once training has brought it as near as this
@@ -39,13 +42,17 @@ def run_stage(folder: Path, run: Callable[[Path], Model]) -> Path:
         Takes the folder, returns the model to save.
     """
     result = folder / RESULT
-    if not result.is_file():
+    if result.is_file():
+        log.info("%s: finished before", folder.name)
+    else:
+        log.info("%s: starts", folder.name)
         folder.mkdir(parents=True, exist_ok=True)
         model = run(folder)
         if rank_zero_only.rank == 0:
             temporary = folder / f"{RESULT}.part"
             save_checkpoint(model, temporary)
             os.replace(temporary, result)
+            log.info("%s: finished, %s", folder.name, result)
         if torch.distributed.is_initialized():  # other processes read it
             torch.distributed.barrier()
     return result

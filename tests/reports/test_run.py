@@ -7,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from pyannote_prune.checkpoints import load_backbone
-from pyannote_prune.errors import InputError
+from pyannote_prune.errors import InputError, InterruptionError
 from pyannote_prune.models import load_segmentation, save_checkpoint
 from pyannote_prune.pruning import total_cost
 from pyannote_prune.reports.curves import read_curves
@@ -222,8 +222,11 @@ def test_when_a_report_is_written(tmp_path, capsys):
     with pytest.raises(ValueError), reporting(tmp_path):
         raise ValueError
     assert not path.exists()
-    with pytest.raises(SystemExit), reporting(tmp_path):
-        raise SystemExit(1)
+    with pytest.raises(InterruptionError), reporting(tmp_path):
+        raise InterruptionError("The disk is full.")
+    assert not path.exists()
+    with pytest.raises(InterruptionError), reporting(tmp_path):
+        raise InterruptionError("Interrupted.") from KeyboardInterrupt()
     assert capsys.readouterr().err == f"Report: {path}\n"
     path.unlink()
     path.mkdir()

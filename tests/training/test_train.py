@@ -183,7 +183,7 @@ def test_steps_without_finite_gradients_are_skipped(poisoned):
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["model=Nothing"], "model/Nothing"),
+        (["model=Nothing"], "There is no model=Nothing: choose one of FbankSegmentation, "),
         (["task.duraton=3"], "task.duraton"),
         (["protocol=Other.SpeakerDiarization.X"], "Other.SpeakerDiarization.X"),
         (["registry=/no/such.yml"], "/no/such.yml"),
