@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pyannote.core import Annotation
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pyannote_prune.evaluation.results import Column, Results
 from pyannote_prune.pipelines.output import speaker_totals
+
+# names that are longer go on in the next line
+_NAME_WIDTH = 20
 
 
 def cell(column: Column, row: Mapping[str, Any]) -> str:
@@ -42,22 +47,64 @@ def to_markdown(results: Results) -> str:
 
 
 def to_table(results: Results) -> Table:
-    """A table of Rich."""
+    """A table of Rich, whose headers are wrapped rather than its numbers."""
     table = Table(title=escape(results.title), caption=escape(_settings(results)))
-    for column in results.columns:
+    for column, width in zip(results.columns, _widths(results)):
         # names go on in the next line rather than end in dots
-        table.add_column(column.header, justify="right" if column.format else "left", overflow="fold")
+        justify = "right" if column.format else "left"
+        table.add_column(column.header, justify=justify, overflow="fold", min_width=width)  # type: ignore[arg-type]
     for row in results.rows:
         table.add_row(*(escape(cell(column, row)) for column in results.columns))
     return table
 
 
+def to_records(results: Results) -> Text:
+    """A paragraph per row, for what is wider than a terminal: its names, then a line per number."""
+    lines = [results.title]
+    width = max(len(column.header) for column in results.columns)
+    for row in results.rows:
+        lines += ["", ", ".join(cell(column, row) for column in results.columns if not column.format)]
+        numbers = ((column.header, cell(column, row)) for column in results.columns if column.format)
+        lines += [f"  {header:{width}}  {value}" for header, value in numbers if value]
+    return Text("\n".join([*lines, "", _settings(results)]))
+
+
 def print_results(results: Results, as_json: bool = False, as_markdown: bool = False) -> None:
-    """Print results to standard output."""
+    """Print results to standard output: as a table, where the terminal is wide enough for one."""
     if as_json or as_markdown:
         print(to_json(results) if as_json else to_markdown(results))
-    else:
-        Console().print(to_table(results))
+        return
+    console = Console()
+    for candidate in (results, _without_constants(results)):
+        # of each column two spaces and a line
+        if sum(_widths(candidate)) + 3 * len(candidate.columns) + 1 <= console.width:
+            console.print(to_table(candidate))
+            return
+    console.print(to_records(_without_constants(results)))
+
+
+def _widths(results: Results) -> Iterator[int]:
+    """Least width of each column: of the longest word of its header and of its longest number or name."""
+    for column in results.columns:
+        content = max((len(cell(column, row)) for row in results.rows), default=0)
+        word = max(map(len, column.header.split()), default=0)
+        yield max(word, content if column.format else min(content, _NAME_WIDTH))
+
+
+def _without_constants(results: Results) -> Results:
+    """Same results, whose columns that have one value in all rows are among the settings."""
+    if len(results.rows) < 2:
+        return results
+    constant = {
+        column.key: cell(column, results.rows[0]) for column in results.columns if _is_constant(column, results.rows)
+    }
+    columns = [column for column in results.columns if column.key not in constant]
+    settings = {column.header: constant[column.key] for column in results.columns if constant.get(column.key)}
+    return replace(results, columns=columns, about={**settings, **results.about}) if columns else results
+
+
+def _is_constant(column: Column, rows: Sequence[Mapping[str, Any]]) -> bool:
+    return len({cell(column, row) for row in rows}) == 1
 
 
 def _settings(results: Results) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
-from pyannote.core import Annotation
+from pyannote.core import Annotation, Timeline
 
 from pyannote_prune.reports.tables import clock
 
@@ -26,6 +27,8 @@ _WIDTH = 12.0
 _WAVEFORM_HEIGHT = 1.5
 _LANE_HEIGHT = 0.35
 _MARGINS = 0.8
+# lanes of speakers, of which the last may be of several: more do not fit a page
+_MAX_LANES = 20
 _MAX_TICKS = 14
 # seconds between two ticks
 _TICKS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
@@ -52,6 +55,8 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
 def plot_timeline(diarization: Annotation, waveform: np.ndarray, sample_rate: int, path: Path) -> None:
     """Draw who speaks when, in a lane each, under the waveform
 
+    Of more than 20 speakers, those with least speech share a lane.
+
     Parameters
     ----------
     diarization : Annotation
@@ -61,18 +66,41 @@ def plot_timeline(diarization: Annotation, waveform: np.ndarray, sample_rate: in
         A file of [`PICTURES`][pyannote_prune.reports.timeline.PICTURES], by its extension.
     """
     duration = len(waveform) / sample_rate
-    lanes = len(diarization.labels()) + 1  # the last is for overlap
-    heights = (_WAVEFORM_HEIGHT, _LANE_HEIGHT * lanes)
+    lanes = speaker_lanes(diarization)
+    heights = (_WAVEFORM_HEIGHT, _LANE_HEIGHT * (len(lanes) + 1))  # one more is for overlap
     with drawing(path, _WIDTH, sum(heights) + _MARGINS) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=heights)
         upper.set_title(f"{diarization.uri}, {clock(duration)}")
         _draw_waveform(upper, waveform, duration)
-        _draw_lanes(lower, diarization)
+        _draw_lanes(lower, lanes, diarization.get_overlap())
         lower.set_xlim(0, duration)
         step = next((step for step in _TICKS if duration / step <= _MAX_TICKS), _TICKS[-1])
         lower.xaxis.set_major_locator(MultipleLocator(step))
         lower.xaxis.set_major_formatter(lambda seconds, _: clock(seconds))
         lower.set_xlabel("time (min:s)")
+
+
+def speaker_lanes(diarization: Annotation, most: int = _MAX_LANES) -> dict[str, Timeline]:
+    """Turns by the name of their lane, in natural order: SPEAKER_2 before SPEAKER_10
+
+    Parameters
+    ----------
+    diarization : Annotation
+    most : int, optional
+        Number of lanes. Where there are more speakers, those with least speech share the last one.
+    """
+    speakers = [speaker for speaker, _ in diarization.chart()]  # most speech first
+    shown = sorted(speakers if len(speakers) <= most else speakers[: most - 1], key=_natural)
+    lanes = {speaker: diarization.label_timeline(speaker) for speaker in shown}
+    others = set(speakers) - set(shown)
+    if others:
+        lanes[f"{len(others)} others"] = diarization.subset(others).get_timeline().support()
+    return lanes
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), part) if index % 2 else (0, part) for index, part in enumerate(parts)]
 
 
 def envelope(waveform: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,12 +122,12 @@ def _draw_waveform(axes: Axes, waveform: np.ndarray, duration: float) -> None:
     axes.tick_params(bottom=False, labelbottom=False)
 
 
-def _draw_lanes(axes: Axes, diarization: Annotation) -> None:
-    speakers = diarization.labels()
-    overlap = [(segment.start, segment.duration) for segment in diarization.get_overlap()]
+def _draw_lanes(axes: Axes, lanes: Mapping[str, Timeline], overlaps: Timeline) -> None:
+    speakers = list(lanes)
+    overlap = [(segment.start, segment.duration) for segment in overlaps]
     for lane, speaker in enumerate(speakers):
         color = PALETTE[lane % len(PALETTE)]
-        turns = [(segment.start, segment.duration) for segment in diarization.label_timeline(speaker)]
+        turns = [(segment.start, segment.duration) for segment in lanes[speaker]]
         # a line around, for turns that are shorter than a pixel
         axes.broken_barh(turns, (lane - 0.38, 0.76), facecolor=color, edgecolor=color, linewidth=0.5)
     axes.broken_barh(overlap, (-0.5, len(speakers)), facecolor="#DDDDDD", zorder=0)

@@ -56,6 +56,42 @@ def test_narrow_table_keeps_names_whole():
     assert "wavlm-base-plus" in "".join(cells)
 
 
+def wide(rows):
+    """As many columns as a benchmark has."""
+    names = [f"measured value {number}" for number in range(9)]
+    return Results(
+        "Speed",
+        [Column("model", "model"), Column("precision", "precision"), *(Column(name, name, ",.2f") for name in names)],
+        [{"model": f"wavlm-{row}", "precision": "float32", **dict.fromkeys(names, 1e6 + row)} for row in range(rows)],
+        {"machine": "any"},
+    )
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(200, 3), (120, 3), (80, 3), (80, 1), (40, 3)])
+def test_numbers_are_whole_at_any_width(columns, rows, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_results(wide(rows))
+    out = capsys.readouterr().out
+    for row in range(rows):
+        assert out.count(f"1,000,00{row}.00") == 9
+        assert f"wavlm-{row}" in out
+    assert "float32" in out
+    assert "machine: any" in " ".join(out.split())
+    assert all(len(line.rstrip()) <= columns for line in out.splitlines())
+
+
+def test_what_all_rows_share_is_a_setting(monkeypatch, capsys):
+    """Where the table is too wide with it."""
+    monkeypatch.setenv("COLUMNS", "158")
+    print_results(wide(2))
+    assert "precision: float32" not in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "150")
+    print_results(wide(2))
+    out = capsys.readouterr().out
+    assert "precision: float32, machine: any" in out
+    assert "┃" in out
+
+
 def test_print(capsys):
     print_results(RESULTS, as_json=True)
     assert capsys.readouterr().out == to_json(RESULTS) + "\n"
