@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,7 +56,7 @@ def read_tensors(path: Path) -> Any:
         found = re.search(
             r"Unsupported (?:global|class|operand).*?(?=\.? (?:was|Please|in )|\n|$)|GLOBAL \S+", str(error)
         )
-        if found:
+        if found and _is_pickle(path):
             raise InputError(
                 f"{path} holds more than tensors ({found.group()}) and could run code when read: it was not read. "
                 "Save its state dict alone, or use safetensors."
@@ -66,6 +67,20 @@ def read_tensors(path: Path) -> Any:
         raise InputError(
             f"{path} is not a readable checkpoint: it is damaged or incomplete, or of another format ({reason[:120]})."
         ) from error
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is an archive of PyTorch or a pickle: unpicklers take any text for one that holds odd things."""
+    with path.open("rb") as file:
+        if file.read(2) == b"PK":
+            return True
+        file.seek(0)
+        try:
+            for _ in pickletools.genops(file):
+                pass
+        except Exception:  # it names no errors of its own
+            return False
+    return True
 
 
 def canonical_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

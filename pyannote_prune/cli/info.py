@@ -41,14 +41,27 @@ def info(
 
         if plot.suffix.removeprefix(".") not in PICTURES:
             raise InputError(f"--plot must be a .png or .svg file, got {plot}.")
+        if plot.is_dir():
+            raise InputError(f"--plot must be a file, {plot} is a directory.")
         if not plot.parent.is_dir():
             raise InputError(f"--plot {plot} is in a directory that does not exist.")
 
     from pyannote_prune.checkpoints import load_backbone
+    from pyannote_prune.checkpoints.sources import HUB_ID
     from pyannote_prune.evaluation.counts import count_layers
     from pyannote_prune.reports.layers import comparison_table, layer_table
     from pyannote_prune.wavlm import PrunedWavLMConfig, preset_names
 
+    for source in sources:
+        if (
+            source not in preset_names()
+            and not Path(source).exists()
+            and not HUB_ID.fullmatch(source.partition("@")[0])
+        ):
+            raise InputError(
+                f"No such file, directory or preset: {source}. Presets are {', '.join(preset_names())}; a hub id is "
+                "OWNER/NAME."
+            )
     if revision is not None and (len(sources) > 1 or sources[0] in preset_names()):
         raise InputError(f"--revision {revision} is for one source on the hub, got {', '.join(sources)}.")
     configs = [

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 from importlib.metadata import version
 
@@ -102,8 +103,12 @@ def test_bad_input_is_told_in_one_line(run, untrained, short, tmp_path):
     for name in ("config.toml", "pytorch_model.bin"):
         shutil.copy(FIXTURES / "base-pruned" / name, headless)
     out = tmp_path / "out"
+    registry = tmp_path / "database.yml"
+    registry.write_text("Databases:\n  Toy: '{uri}.wav'\n")
     for arguments, named in [
-        (("info", "wavlm-huge"), "No such file or directory: wavlm-huge"),
+        (("info", "wavlm-huge"), "No such file, directory or preset: wavlm-huge. Presets are wavlm-base-plus, wavlm-"),
+        (("info", "wavlm-base-s80"), "wavlm-base-s80-md"),
+        (("info", registry), "database.yml is not a readable checkpoint: it is damaged, or of another format"),
         (("info", tmp_path / "nowhere"), "nowhere"),
         (("convert", tmp_path / "nowhere", out), "nowhere"),
         (("convert", truncated, out), "truncated.bin is not a readable checkpoint"),
@@ -112,7 +117,6 @@ def test_bad_input_is_told_in_one_line(run, untrained, short, tmp_path):
         (("convert", "wavlm-large", out), "without weights"),
         (("diarize", short, "-p", tmp_path / "empty"), "no config.yaml"),
         (("diarize", short, "-p", tmp_path / "nowhere"), "No such pipeline directory"),
-        (("diarize", short, short, "-p", untrained), "Several recordings are named 'short'"),
         (("diarize", tmp_path / "empty.wav", "-p", untrained), "empty.wav is empty"),
         (("diarize", short, "-p", untrained, "--min-speakers", 3, "--max-speakers", 2), "--min-speakers (3)"),
         (("diarize", short, "-p", untrained, "--device", "quantum"), "--device quantum"),
@@ -124,6 +128,22 @@ def test_bad_input_is_told_in_one_line(run, untrained, short, tmp_path):
         assert lines(err)[0].startswith("Error: "), arguments
         assert named in err, arguments
         assert not out.exists(), arguments
+
+
+def test_help_imports_no_heavy_library():
+    heavy = {"hydra", "lightning", "matplotlib", "numpy", "pyannote", "torch", "transformers"}
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from pyannote_prune.cli import app
+names = [each.name or each.callback.__name__ for each in app.registered_commands]
+for command in ([], ["benchmark", "speed"], *([name] for name in names)):
+    result = CliRunner().invoke(app, [*command, "--help"])
+    assert result.exit_code == 0 and "Usage" in result.output, result.output
+print(*{{name.partition(".")[0] for name in sys.modules}} & {heavy})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_unknown_option(run):

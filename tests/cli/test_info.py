@@ -54,9 +54,12 @@ def test_plot(run, tmp_path):
 
 
 def test_bad_options(run, tmp_path):
+    taken = tmp_path / "taken.png"
+    taken.mkdir()
     for arguments, named in [
         (("a", "b", "c"), "One or two sources can be shown, got 3"),
         (("wavlm-large", "--plot", tmp_path / "shapes.pdf"), "--plot must be a .png or .svg file"),
+        (("wavlm-large", "--plot", taken), f"--plot must be a file, {taken} is a directory"),
         (("wavlm-large", "--plot", tmp_path / "nowhere" / "shapes.png"), "in a directory that does not exist"),
     ]:
         code, out, err = run(*arguments)
