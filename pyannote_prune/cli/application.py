@@ -38,7 +38,9 @@ def config_directory() -> Path:
     raise FileNotFoundError(f"The configuration tree is missing from {package}.")
 
 
-def run(application: Callable[[DictConfig], Any], config_name: str, overrides: Sequence[str]) -> None:
+def run(
+    application: Callable[[DictConfig], Any], config_name: str, overrides: Sequence[str], check: bool = False
+) -> None:
     """Run a Hydra application
 
     Parameters
@@ -49,6 +51,8 @@ def run(application: Callable[[DictConfig], Any], config_name: str, overrides: S
         Primary configuration, in `configs/`.
     overrides : sequence of str
         Hydra's command line: `protocol=...`, `task=...`, `model.head=lstm`, `-m` for several runs.
+    check : bool, optional
+        Whether the application only checks its configuration. Defaults to False.
 
     Raises
     ------
@@ -59,7 +63,7 @@ def run(application: Callable[[DictConfig], Any], config_name: str, overrides: S
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Hydra understands its flags before overrides only
     sys.argv = [sys.argv[0], *sorted(overrides, key=lambda argument: argument not in ("-m", "--multirun"))]
-    if sys.stdout.isatty():  # whose progress bar says the same
+    if sys.stdout.isatty() and not check:  # whose progress bar says the same
         sys.argv.append("hydra.job_logging.root.handlers=[file]")
     os.environ[COMMAND] = config_name
     failure: list[Exception] = []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,20 +11,29 @@ if TYPE_CHECKING:
     from pyannote_prune.training import Stage
 
 
-def compress(context: typer.Context) -> None:
+def compress(
+    context: typer.Context,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check everything, print what each stage will do, and train nothing.")
+    ] = False,
+) -> None:
     """Compress a diarization model: fine-tune, prune by phases, distil, fine-tune again, write a pipeline directory.
 
-    Arguments are Hydra overrides. Rerun the same command to resume a run that was interrupted.
+    Arguments are Hydra overrides. Rerun the same command to resume a run that was interrupted. What each stage
+    will do is printed before the first one starts.
 
     Example: pyannote-prune compress directory=compressed protocol=AMI.SpeakerDiarization.only_words
     registry=database.yml recipe=base-s80 trainer.devices=2
     """
     from pyannote_prune.cli.application import run
 
-    run(_compress, "compress", context.args)
+    def application(config: DictConfig) -> None:
+        _compress(config, check)
+
+    run(application, "compress", context.args, check)
 
 
-def _compress(config: DictConfig) -> None:
+def _compress(config: DictConfig, check: bool) -> None:
     """Run the recipe, and write a report."""
     from hydra.utils import instantiate
     from lightning.pytorch import seed_everything
@@ -42,7 +52,7 @@ def _compress(config: DictConfig) -> None:
     )
     directory = output_directory()
     seed_everything(config.seed, workers=True, verbose=False)
-    with reporting(directory):
+    with nullcontext() if check else reporting(directory):
         training.compress(
             lambda: instantiate(config.model, _convert_="all"),
             protocol,
@@ -51,6 +61,7 @@ def _compress(config: DictConfig) -> None:
             embedding=config.embedding,
             augmentation=load_augmentation(config),
             settings=plain(config),
+            check=check,
         )
 
 

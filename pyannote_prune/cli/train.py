@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +9,12 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-def train(context: typer.Context) -> None:
+def train(
+    context: typer.Context,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check everything, print what each stage will do, and train nothing.")
+    ] = False,
+) -> None:
     """Train, prune or distil a model: one stage, configured as with pyannote-audio-train (Hydra).
 
     Arguments are Hydra overrides; the groups task, model, optimizer, scheduler, trainer, augmentation and
@@ -23,19 +28,19 @@ def train(context: typer.Context) -> None:
     directories: list[Path] = []
 
     def application(config: DictConfig) -> float | None:
-        score = _train(config)
+        score = _train(config, check)
         directories.append(output_directory())
         return score
 
-    run(application, "train", context.args)
-    if len(directories) > 1:
+    run(application, "train", context.args, check)
+    if len(directories) > 1 and not check:
         from pyannote_prune.reports.comparison import compare_runs
         from pyannote_prune.reports.tables import print_results
 
         print_results(compare_runs(directories))
 
 
-def _train(config: DictConfig) -> float | None:
+def _train(config: DictConfig, check: bool) -> float | None:
     """Train one model, and write a report; the score is lower for a better model, as Hydra's sweepers take it."""
     from hydra.utils import instantiate
     from lightning.pytorch import seed_everything
@@ -49,6 +54,7 @@ def _train(config: DictConfig) -> float | None:
         training_options,
     )
     from pyannote_prune.reports.run import reporting
+    from pyannote_prune.training.single import check_run
 
     seed_everything(config.seed, workers=True, verbose=False)
     task = instantiate(
@@ -56,8 +62,12 @@ def _train(config: DictConfig) -> float | None:
     )
     model = instantiate(config.model, _convert_="all")
     directory = output_directory()
+    options = training_options(config)
+    if check:
+        check_run(model, task, directory, options, plain(config))
+        return None
     with reporting(directory):
-        checkpoint = training.train(model, task, directory, training_options(config), plain(config))
+        checkpoint = training.train(model, task, directory, options, plain(config))
     best = checkpoint.best_model_score
     if checkpoint.monitor is None or best is None:
         return None

@@ -135,8 +135,13 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         except ValueError as error:
             raise InputError(f"{protocol.name}: {error}") from error
 
-    def check_data(self) -> None:
+    def check_data(self) -> float:
         """Read the headers of all recordings, and where they are annotated, before any work is lost
+
+        Returns
+        -------
+        seconds : float
+            Of annotated training audio.
 
         Raises
         ------
@@ -144,7 +149,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             When a recording or its reference is missing, when an annotated region ends after its recording, or when
             no region of a subset is as long as a chunk.
         """
-        audio = Audio()
+        audio, seconds = Audio(), 0.0
         for subset in ("train", "development") if self.has_validation else ("train",):
             longest, num_turns = 0.0, 0
             for file in getattr(self.protocol, subset)():
@@ -163,6 +168,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
                             "shorten the region, or give the whole recording."
                         )
                     longest = max(longest, region.duration)
+                    seconds += region.duration if subset == "train" else 0.0
             if longest < self.duration:
                 raise InputError(
                     f"duration is {self.duration:g} s, and no annotated region in the {subset} set of "
@@ -170,6 +176,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
                 )
             if not num_turns:
                 raise InputError(f"Nobody speaks in the {subset} set of {self.protocol.name}: look at its references.")
+        return seconds
 
     def setup(self, stage: str | None = None) -> None:
         """Load metadata, and leave out the share of training files that is not wanted"""

@@ -16,14 +16,21 @@ from pyannote_prune.models import WavLMSegmentation, load_model
 from pyannote_prune.models.loading import segmentation_specifications
 from pyannote_prune.pipelines.directory import local_embedding
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
-from pyannote_prune.training.options import Recipe, Stage
+from pyannote_prune.training.fitting import KEPT
+from pyannote_prune.training.options import Recipe, Stage, TrainingOptions
+from pyannote_prune.training.plan import annotated_seconds, describe_stage
 
 # of models that have none yet
 _CHUNKS = {"duration": 8.0, "max_speakers_per_chunk": 4, "max_speakers_per_frame": 2}
 
 
-def check_task(model: Model, task: Task) -> None:
+def check_task(model: Model, task: Task, options: TrainingOptions, name: str) -> str:
     """Refuse a task without data, or that the model does not fit
+
+    Returns
+    -------
+    plan : str
+        What the training will do, in one line.
 
     Raises
     ------
@@ -33,8 +40,7 @@ def check_task(model: Model, task: Task) -> None:
         task.check_student(model)
         if task.target is not None:
             task.check_target(model, task.kinds)
-    if isinstance(task, SpeakerDiarization):
-        task.check_data()
+    return describe_stage(name, model, task, options, annotated_seconds(task), KEPT)
 
 
 def chunks_of(model: Model, recorded: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -65,7 +71,7 @@ def check_recipe(
     finetuning: Callable[[Stage], SpeakerDiarization],
     pruning: Callable[..., StructuredPruning],
     embedding: str | Path | None,
-) -> None:
+) -> list[str]:
     """Refuse a recipe that would fail in any of its stages
 
     Parameters
@@ -80,6 +86,11 @@ def check_recipe(
     embedding : str, Path or None
         Of the pipeline, None where that is written already.
 
+    Returns
+    -------
+    plan : list of str
+        What each stage will do, in one line.
+
     Raises
     ------
     InputError
@@ -93,11 +104,13 @@ def check_recipe(
     if embedding is not None:
         _check_embedding(embedding)
 
-    teacher, tasks = deepcopy(model), []
+    teacher = deepcopy(model)
+    # name, task, options, and how many checkpoints are kept
+    stages: list[tuple[str, SpeakerDiarization, Stage, int | None]] = []
     if recipe.finetune is not None:
         with _naming("finetune"):
             task = finetuning(recipe.finetune)
-        tasks.append(task)
+        stages.append(("finetune", task, recipe.finetune, KEPT))
         teacher.specifications = segmentation_specifications(
             task.duration, task.max_speakers_per_chunk, task.max_speakers_per_frame
         )
@@ -111,12 +124,14 @@ def check_recipe(
             task.check_student(model)
             kinds += [kind for kind in task.kinds if kind not in kinds]
             _check_phase(task, model, kinds, reached)
-        tasks.append(task)
+        stages.append((f"prune.{number}", task, phase, None))
     with _naming("distil"):
-        tasks.append(pruning(recipe.distil, teacher, target=None))
+        stages.append(("distil", pruning(recipe.distil, teacher, target=None), recipe.distil, recipe.average))
     if recipe.finetune_pruned is not None:
         with _naming("finetune_pruned"):
-            tasks.append(finetuning(recipe.finetune_pruned))
+            task = finetuning(recipe.finetune_pruned)
+        stages.append(("finetune_pruned", task, recipe.finetune_pruned, KEPT))
+    tasks = [task for _, task, _, _ in stages]
 
     for stage in (recipe.finetune, *recipe.prune, recipe.distil, recipe.finetune_pruned):
         trainer = {} if stage is None else stage.training.trainer
@@ -131,7 +146,11 @@ def check_recipe(
             "validation: add one to the registry."
         )
     # data that are enough for the longest chunks are enough for the others
-    max(tasks, key=lambda task: task.duration).check_data()
+    seconds = max(tasks, key=lambda task: task.duration).check_data()
+    return [
+        describe_stage(name, model, task, stage.training, seconds, checkpoints)
+        for name, task, stage, checkpoints in stages
+    ]
 
 
 def _check_phase(

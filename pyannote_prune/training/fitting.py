@@ -23,13 +23,16 @@ from pyannote_prune.training.callbacks import EpochLog, GivenLearningRates, Perc
 from pyannote_prune.training.options import TrainingOptions
 from pyannote_prune.training.state import latest_checkpoint
 
+# of the best checkpoints
+KEPT = 5
+
 
 def fit(
     model: Model,
     task: Task,
     directory: Path,
     options: TrainingOptions,
-    keep: int = 5,
+    keep: int = KEPT,
     score: tuple[str | None, str] | None = None,
 ) -> ModelCheckpoint:
     """Train a model, from where a run in the same directory was interrupted if one was

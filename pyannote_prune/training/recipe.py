@@ -6,6 +6,7 @@ interrupted skips the stages that have one, and resumes the next from its last c
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from pyannote_prune.training.state import (
 
 COMMAND = "compress"
 
+log = logging.getLogger(__name__)
+
 
 def compress(
     model: Model | Callable[[], Model],
@@ -39,6 +42,7 @@ def compress(
     embedding: str | Path = DEFAULT_EMBEDDING,
     augmentation: Any = None,
     settings: Mapping[str, Any] | None = None,
+    check: bool = False,
 ) -> Path:
     """Compress a diarization model, or what is left of that to do in a directory
 
@@ -59,6 +63,8 @@ def compress(
     settings : mapping, optional
         Plain values that describe the run, compared when it is resumed (see
         [`check_settings`][pyannote_prune.training.state.check_settings]). Defaults to the arguments.
+    check : bool, optional
+        Check all stages, log what each will do, and train nothing. Defaults to False.
 
     Returns
     -------
@@ -109,7 +115,10 @@ def compress(
     given = {name: value for name, value in (settings.get("task") or {}).items() if value is not None}
     settings = {**settings, "task": {**chunks, **given}}
     check_settings(directory, COMMAND, settings, finished=["embedding"] if pipeline.exists() else [])
-    check_recipe(start, recipe, finetuning, pruning, None if pipeline.exists() else embedding)
+    for line in check_recipe(start, recipe, finetuning, pruning, None if pipeline.exists() else embedding):
+        log.info("%s", line)
+    if check:
+        return pipeline
     record_settings(directory, COMMAND, settings)
 
     # without fine-tuning, what the run starts from is the teacher

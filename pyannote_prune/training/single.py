@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from pyannote_prune.training.fitting import fit
 from pyannote_prune.training.options import TrainingOptions
 from pyannote_prune.training.stages import settle
 from pyannote_prune.training.state import check_settings, describe_settings, record_settings
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -59,16 +62,44 @@ def train(
         before anything is written.
     """
     directory, options = Path(directory), options or TrainingOptions()
-    if settings is None:
-        described = {"protocol": task.protocol.name, "model": model, "task": task, "training": options}
-        settings = describe_settings(described)
-    check_settings(directory, "train", settings)
-    check_task(model, task)
+    settings = check_run(model, task, directory, options, settings)
     record_settings(directory, "train", settings)
     checkpoint = fit(model, task, directory, options)
     if isinstance(task, StructuredPruning) and task.target is not None:
         _settle(model, directory, checkpoint)
     return checkpoint
+
+
+def check_run(
+    model: Model,
+    task: Task,
+    directory: str | Path,
+    options: TrainingOptions | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Mapping[str, Any]:
+    """Check what `train` is given, and log what it will do
+
+    Parameters
+    ----------
+    model, task, directory, options, settings
+        See [`train`][pyannote_prune.training.train].
+
+    Returns
+    -------
+    settings : mapping
+        Plain values that describe the run.
+
+    Raises
+    ------
+    InputError
+    """
+    directory, options = Path(directory), options or TrainingOptions()
+    if settings is None:
+        described = {"protocol": task.protocol.name, "model": model, "task": task, "training": options}
+        settings = describe_settings(described)
+    check_settings(directory, "train", settings)
+    log.info("%s", check_task(model, task, options, directory.name))
+    return settings
 
 
 @rank_zero_only

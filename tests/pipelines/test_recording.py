@@ -86,6 +86,15 @@ def test_sample_rates_of_numpy(kind):
     torch.testing.assert_close(actual, wanted, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("array", [np.arange(16000.0), torch.zeros(2, 8)])
+def test_arrays_are_not_printed(array):
+    with pytest.raises(InputError) as raised:
+        check_file(array)
+    shown = f"{type(array).__name__} of shape {tuple(array.shape)}"
+    assert str(raised.value).startswith(f"{shown} is no recording: expected a path, a binary file, or a dictionary")
+    assert len(str(raised.value)) < 200
+
+
 def test_bad_recordings(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
     with pytest.raises(InputError, match=r"empty\.wav is empty"):

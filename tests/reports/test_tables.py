@@ -5,8 +5,9 @@ import pytest
 from pyannote.core import Annotation, Segment
 from rich.console import Console
 
+from pyannote_prune.evaluation import speed
 from pyannote_prune.evaluation.results import Column, Results
-from pyannote_prune.reports.tables import clock, print_results, summary_table, to_json, to_markdown, to_table
+from pyannote_prune.reports.tables import cell, clock, print_results, summary_table, to_json, to_markdown, to_table
 
 RESULTS = Results(
     title="Costs",
@@ -78,6 +79,23 @@ def test_numbers_are_whole_at_any_width(columns, rows, monkeypatch, capsys):
     assert "float32" in out
     assert "machine: any" in " ".join(out.split())
     assert all(len(line.rstrip()) <= columns for line in out.splitlines())
+
+
+def test_a_benchmark_at_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    numbers = {column.key: 12.5 for column in speed._COLUMNS if column.format and column.format != "d"}
+    rows = [
+        {"model": model, "implementation": "transformers", "precision": "float32", "batch_size": 16, **numbers}
+        for model in ("wavlm-base-plus", "wavlm-base-s80-md")
+    ]
+    print_results(Results("Backbones", speed._COLUMNS, rows, {"repeats": 5}))
+    out = capsys.readouterr().out
+    for column in speed._COLUMNS:
+        if column.key in rows[0]:
+            assert column.header in out
+            assert cell(column, rows[0]) in out
+    assert all(model in out for model in ("wavlm-base-plus", "wavlm-base-s80-md"))
+    assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
 
 
 def test_what_all_rows_share_is_a_setting(monkeypatch, capsys):

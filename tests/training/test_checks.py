@@ -63,6 +63,30 @@ def test_compress(overrides, named, command, trained, untrained, tmp_path, capsy
     assert [path for path in tmp_path.iterdir() if path.suffix != ".log"] == []
 
 
+def test_the_plan_of_compress(command, untrained, tmp_path, capfd):
+    embedding = f"embedding={untrained / 'embedding'}"
+    arguments = ("compress", "--check", f"directory={tmp_path}", *TINY, embedding, "finetune.trainer.max_epochs=3")
+    assert command(*arguments, "prune.0.task.target=0.3", "+distil.task.batch_size=8") == 0
+    told = [line.split(" ", 2)[2] for line in capfd.readouterr().err.splitlines()]
+    assert told[0].startswith("finetune: 0.02 h of Tiny.SpeakerDiarization.Conversation; 7 steps per epoch of 4 chunks")
+    assert "3 epochs at most" in told[0]
+    assert "target 30% of params, of channels, heads, intermediate" in told[1]
+    assert "3 steps per epoch of 8 chunks of 2 s; 20 epochs at most" in told[2]
+    assert [line.split(":")[0] for line in told] == ["finetune", "prune.0", "distil", "finetune_pruned"]
+    assert all("GB of checkpoints" in line for line in told)
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".log"] == []
+    assert command(*arguments, "prune.0.task.target=0.999") == 2
+
+
+def test_the_plan_of_train(command, tmp_path, capfd):
+    arguments = ("train", "--check", "task=SpeakerDiarization", *TINY, f"hydra.run.dir={tmp_path / 'run'}")
+    assert command(*arguments, "trainer.max_epochs=2", "trainer.limit_train_batches=3") == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "run: 0.02 h of Tiny.SpeakerDiarization.Conversation; 3 steps per epoch of 4 chunks of 2 s; 2 epochs" in line
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["train.log"]
+    assert command(*arguments, "task.duration=40") == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
