@@ -111,7 +111,7 @@ def _sentence(error: BaseException) -> str:
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
             return f"There is no setting {cause.full_key}: {hint} (+{cause.full_key}=VALUE adds one.)"
         cause = cause.__cause__ or cause.__context__
-    return " ".join(re.split(r"\n(?:Config search path|See https)", str(error))[0].split())
+    return " ".join(re.split(r"\n\s*(?:Config search path|See https|full_key)", str(error))[0].split())
 
 
 def _input_error(error: BaseException | None) -> InputError | InterruptionError | None:

@@ -60,6 +60,8 @@ def test_a_stop_that_is_no_ctrl_c_is_none():
         (["optimizer.backbone_lr=slow"], "optimizer.backbone_lr must be a number, got 'slow'."),
         (["optimizer.lr=-1"], "The optimizer cannot be made of _target_=torch.optim.AdamW, lr=-1"),
         (["scheduler.factor=2"], "The scheduler cannot be made of "),
+        (["model.head=lstm"], "Error in call to target 'pyannote_prune.models.segmentation.WavLMSegmentation'"),
+        (["protocol=???"], "Missing mandatory value: protocol"),
         (["lr"], "Error parsing override 'lr'"),
     ],
 )
@@ -82,7 +84,7 @@ def test_a_file_in_the_place_of_the_directory(name, command, tmp_path, capsys):
 def test_several_runs_are_compared(command, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     options = ("trainer.max_epochs=1", "trainer.limit_train_batches=1", "optimizer.lr=1e-3,1e-4", "model.head=lstm")
-    arguments = [argument for argument in TASK if "head_args" not in argument]
+    arguments = [*(argument for argument in TASK if "head_args" not in argument), "~model.head_args"]
     assert command("train", "-m", *arguments, *options, f"hydra.sweep.dir={tmp_path / 'sweep'}") == 0
     header, *rows = [line for line in capfd.readouterr().out.splitlines() if re.search("[┃│]", line)]
     assert "optimizer.lr" in header
