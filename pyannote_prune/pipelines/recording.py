@@ -74,8 +74,8 @@ def check_file(file: Any) -> MutableMapping[str, Any]:
         if not Path(audio).is_file():
             raise InputError(f"No such recording: {audio}.")
     elif not isinstance(audio, IOBase):
-        shape = getattr(name, "shape", None)  # of arrays, which would be printed whole
-        shown = str(name)[:80] if shape is None else f"{type(name).__name__} of shape {tuple(shape)}"
+        # arrays would be printed whole
+        shown = f"{type(name).__name__} of shape {tuple(name.shape)}" if hasattr(name, "shape") else str(name)[:80]
         raise InputError(
             f"{shown} is no recording: expected a path, a binary file, or a dictionary with `audio`, or with "
             "`waveform` and `sample_rate`."
