@@ -63,6 +63,8 @@ def run(
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Hydra understands its flags before overrides only
     sys.argv = [sys.argv[0], *sorted(overrides, key=lambda argument: argument not in ("-m", "--multirun"))]
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # of several processes that do the same, one tells
+        sys.argv.append("hydra.job_logging.loggers.pyannote_prune.level=WARNING")
     if sys.stdout.isatty() and not check:  # whose progress bar says the same
         sys.argv.append("hydra.job_logging.root.handlers=[file]")
     os.environ[COMMAND] = config_name

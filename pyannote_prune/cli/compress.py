@@ -19,8 +19,8 @@ def compress(
 ) -> None:
     """Compress a diarization model: fine-tune, prune by phases, distil, fine-tune again, write a pipeline directory.
 
-    Arguments are Hydra overrides. Rerun the same command to resume a run that was interrupted. What each stage
-    will do is printed before the first one starts.
+    Arguments are Hydra overrides. Rerun the same command to resume a run that was interrupted. `--check` prints
+    what each stage would do.
 
     Example: pyannote-prune compress directory=compressed protocol=AMI.SpeakerDiarization.only_words
     registry=database.yml recipe=base-s80 trainer.devices=2

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,13 @@ def test_the_whole_recipe_and_again(command, registry, untrained, short, tmp_pat
     params = yaml.safe_load((directory / "pipeline" / "config.yaml").read_text())["pipeline"]["params"]
     assert params["segmentation_batch_size"] == params["embedding_batch_size"] == 32
     assert params["median_filter"] == 11
+
+    told = (directory / "compress.log").read_text()
+    for stage in STAGES:
+        assert f"{stage}: starts" in told
+        assert f"{stage}, epoch 1 of " in told
+        assert f"{stage}: finished, " in told
+    assert re.search(r"2-prune-1, epoch 3 of 3: loss .*sparsity [\d.]+%, target 30.0%, 0 s left", told)
 
     # nothing is done twice, however paths are typed
     written = {path: path.stat().st_mtime_ns for path in directory.glob("*/*.ckpt")}

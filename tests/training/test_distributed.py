@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.training.conftest import TINY
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -51,3 +53,16 @@ def test_ranks_agree_on_gates_and_multipliers(tmp_path):
     for key, tensor in first.items():
         assert torch.equal(tensor, second[key]), key
     assert first["sparsity.lambda1"] != 0
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_tells(registry, tmp_path):
+    directory = tmp_path / "run"
+    command = [sys.executable, "-m", "pyannote_prune.cli", "train", "task=SpeakerDiarization", *TINY]
+    command += ["protocol=Tiny.SpeakerDiarization.Conversation", f"registry={registry}", f"hydra.run.dir={directory}"]
+    command += ["trainer.devices=2", "trainer.strategy=ddp", "trainer.max_epochs=2"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    told = (directory / "train.log").read_text()
+    assert [told.count(f"run, epoch {epoch} of 2: loss") for epoch in (1, 2)] == [1, 1]
+    assert told.count("run: 0.02 h") == 1
