@@ -64,6 +64,15 @@ def locate(
         ) from error
 
 
+def check_source(source: str) -> None:
+    """Refuse, by an `InputError`, what is neither a preset, nor local, nor the id of a repository on the hub."""
+    if source not in preset_names() and not Path(source).exists() and not HUB_ID.fullmatch(source.partition("@")[0]):
+        raise InputError(
+            f"No such file, directory or preset: {source}. Presets are {', '.join(preset_names())}; a hub id is "
+            "OWNER/NAME."
+        )
+
+
 def check_hub_id(source: str, kind: str) -> None:
     """Refuse, by an `InputError`, what is neither local nor the id of a repository on the hub
 

@@ -47,21 +47,13 @@ def info(
             raise InputError(f"--plot {plot} is in a directory that does not exist.")
 
     from pyannote_prune.checkpoints import load_backbone
-    from pyannote_prune.checkpoints.sources import HUB_ID
+    from pyannote_prune.checkpoints.sources import check_source
     from pyannote_prune.evaluation.counts import count_layers
     from pyannote_prune.reports.layers import comparison_table, layer_table
     from pyannote_prune.wavlm import PrunedWavLMConfig, preset_names
 
     for source in sources:
-        if (
-            source not in preset_names()
-            and not Path(source).exists()
-            and not HUB_ID.fullmatch(source.partition("@")[0])
-        ):
-            raise InputError(
-                f"No such file, directory or preset: {source}. Presets are {', '.join(preset_names())}; a hub id is "
-                "OWNER/NAME."
-            )
+        check_source(source)
     if revision is not None and (len(sources) > 1 or sources[0] in preset_names()):
         raise InputError(f"--revision {revision} is for one source on the hub, got {', '.join(sources)}.")
     configs = [

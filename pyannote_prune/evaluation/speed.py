@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import WavLMConfig, WavLMModel
 
 from pyannote_prune.checkpoints import load_backbone
+from pyannote_prune.checkpoints.sources import check_source
 from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation.results import Column, Results, with_values
 from pyannote_prune.evaluation.timing import check_positive, machine, matmul_peak, median_seconds, silent, synchronize
@@ -116,6 +117,8 @@ def benchmark_backbones(
             raise InputError(f"Unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
     target = find_device(device)
 
+    for source in sources:
+        check_source(source)
     tell("building models")
     backbones = {source: _load(source) for source in sources}
     for duration in durations:

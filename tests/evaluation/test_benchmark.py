@@ -328,7 +328,7 @@ def test_bad_input_is_told_in_one_line(run, untrained, noise, tmp_path):
     broken = tmp_path / "broken.wav"
     broken.write_text("this is no audio")
     for arguments, named in [
-        (("speed", "wavlm-huge"), "No such file or directory: wavlm-huge"),
+        (("speed", "wavlm-huge"), "No such file, directory or preset: wavlm-huge. Presets are wavlm-base-plus"),
         (("speed", "wavlm-base-s80-md", "--duration", -1), "duration must be a positive number, got -1"),
         (("speed", "wavlm-base-s80-md", "--duration", 0.01), "enough for one frame, got 0.01 s"),
         (("speed", "wavlm-base-s80-md", "--batch-size", 0), "batch size must be a positive number, got 0"),
