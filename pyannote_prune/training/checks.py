@@ -99,8 +99,9 @@ def check_recipe(
         raise InputError(f"compress prunes the backbone of a WavLMSegmentation, got a {type(model).__name__}.")
     if not recipe.prune:
         raise InputError("There is nothing to prune: give at least one phase in `prune`.")
-    if recipe.average < 1:
-        raise InputError(f"average must be 1 or more, got {recipe.average}.")
+    for name in ("average", "average_finetuned"):
+        if getattr(recipe, name) < 1:
+            raise InputError(f"{name} must be 1 or more, got {getattr(recipe, name)}.")
     if embedding is not None:
         _check_embedding(embedding)
 

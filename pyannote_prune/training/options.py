@@ -82,6 +82,8 @@ class Recipe:
         None to end with distillation.
     average : int, optional
         Number of the best checkpoints that are averaged, of pruning and of distillation. Defaults to 5.
+    average_finetuned : int, optional
+        The same of fine-tuning, both times. Defaults to 1, the best checkpoint.
     """
 
     finetune: Stage | None = field(default_factory=lambda: _stage(20, patience=5))
@@ -89,3 +91,4 @@ class Recipe:
     distil: Stage = field(default_factory=lambda: _stage(20))
     finetune_pruned: Stage | None = field(default_factory=lambda: _stage(20, patience=5))
     average: int = 5
+    average_finetuned: int = 1

@@ -92,7 +92,9 @@ def compress(
         return StructuredPruning(protocol, teacher, **chunks | _given(stage) | target)
 
     def tuned(start: Path | Model, stage: Stage) -> Callable[[Path], Model]:
-        return lambda folder: finetune(_loaded(start), finetuning(stage), stage.training, folder)
+        return lambda folder: finetune(
+            _loaded(start), finetuning(stage), stage.training, folder, recipe.average_finetuned
+        )
 
     def pruned(start: Path, stage: Stage) -> Callable[[Path], Model]:
         return lambda folder: prune(load_model(start), pruning(stage, dense), stage.training, folder, recipe.average)
