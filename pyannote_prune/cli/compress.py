@@ -50,6 +50,7 @@ def _compress(config: DictConfig, check: bool) -> None:
         finetune_pruned=_stage(config, config.get("finetune_pruned")),
         average=config.average,
         average_finetuned=config.average_finetuned,
+        new_head=config.new_head,
     )
     directory = output_directory()
     seed_everything(config.seed, workers=True, verbose=False)

@@ -241,12 +241,12 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         """File and start of each training chunk, `chunk_shift` seconds after the one before."""
         training = self.prepared_data["audio-metadata"]["subset"] == Subsets.index("train")
         regions = self.prepared_data["annotations-regions"]
-        chunks = []
+        shift, chunks = self.chunk_shift or self.duration, []
         for region in regions[training[regions["file_id"]]]:
             # regions are in single precision
             file, start, duration = int(region["file_id"]), float(region["start"]), float(region["duration"])
-            last = int((duration - self.duration) / self.chunk_shift + 1e-3)
-            chunks += [(file, start + index * self.chunk_shift) for index in range(last + 1)]
+            last = int((duration - self.duration) / shift + 1e-3)
+            chunks += [(file, start + index * shift) for index in range(last + 1)]
         return chunks
 
     def _grid_chunks(self, rng: np.random.Generator) -> Iterator[dict[str, Any]]:

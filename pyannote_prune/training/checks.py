@@ -105,13 +105,13 @@ def check_recipe(
     if embedding is not None:
         _check_embedding(embedding)
 
-    teacher = deepcopy(model)
+    teacher, kept = deepcopy(model), max(recipe.average_finetuned, KEPT)
     # name, task, options, and how many checkpoints are kept
     stages: list[tuple[str, SpeakerDiarization, Stage, int | None]] = []
     if recipe.finetune is not None:
         with _naming("finetune"):
             task = finetuning(recipe.finetune)
-        stages.append(("finetune", task, recipe.finetune, KEPT))
+        stages.append(("finetune", task, recipe.finetune, kept))
         teacher.specifications = segmentation_specifications(
             task.duration, task.max_speakers_per_chunk, task.max_speakers_per_frame
         )
@@ -131,7 +131,7 @@ def check_recipe(
     if recipe.finetune_pruned is not None:
         with _naming("finetune_pruned"):
             task = finetuning(recipe.finetune_pruned)
-        stages.append(("finetune_pruned", task, recipe.finetune_pruned, KEPT))
+        stages.append(("finetune_pruned", task, recipe.finetune_pruned, kept))
     tasks = [task for _, task, _, _ in stages]
 
     for stage in (recipe.finetune, *recipe.prune, recipe.distil, recipe.finetune_pruned):

@@ -84,6 +84,8 @@ class Recipe:
         Number of the best checkpoints that are averaged, of pruning and of distillation. Defaults to 5.
     average_finetuned : int, optional
         The same of fine-tuning, both times. Defaults to 1, the best checkpoint.
+    new_head : bool, optional
+        Begin the last stage with a head of random weights. Defaults to False, the head of the teacher.
     """
 
     finetune: Stage | None = field(default_factory=lambda: _stage(20, patience=5))
@@ -92,3 +94,4 @@ class Recipe:
     finetune_pruned: Stage | None = field(default_factory=lambda: _stage(20, patience=5))
     average: int = 5
     average_finetuned: int = 1
+    new_head: bool = False

@@ -19,7 +19,7 @@ from pyannote_prune.models import WavLMSegmentation, load_model, save_checkpoint
 from pyannote_prune.pruning import SparsityController, cut
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
 from pyannote_prune.training.averaging import after_the_peak, average_checkpoints
-from pyannote_prune.training.fitting import fit
+from pyannote_prune.training.fitting import KEPT, fit
 from pyannote_prune.training.options import TrainingOptions
 from pyannote_prune.training.state import RESULT
 
@@ -61,7 +61,7 @@ def run_stage(folder: Path, run: Callable[[Path], Model]) -> Path:
 
 def finetune(model: Model, task: SpeakerDiarization, options: TrainingOptions, folder: Path, average: int = 1) -> Model:
     """A model that learns diarization: its best epoch, or the average of the best ones"""
-    checkpoint = fit(model, task, folder, options, keep=max(average, 5))
+    checkpoint = fit(model, task, folder, options, keep=max(average, KEPT))
     best = load_model(checkpoint.best_model_path)
     if average > 1:
         best.load_state_dict(_average_of_best(folder, average))

@@ -48,6 +48,7 @@ MUST_MATCH = (
     "finetune_pruned",
     "average",
     "average_finetuned",
+    "new_head",
     "seed",
     "optimizer",
     "scheduler",
@@ -90,7 +91,7 @@ DEFAULTS = {
 }
 
 # of other settings that came with a later version than a record
-ADDED = {"average_finetuned": Recipe.average_finetuned}
+ADDED = {"average_finetuned": Recipe.average_finetuned, "new_head": Recipe.new_head}
 
 
 def check_settings(directory: Path, command: str, settings: Mapping[str, Any], finished: Sequence[str] = ()) -> None:
