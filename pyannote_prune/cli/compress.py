@@ -49,6 +49,8 @@ def _compress(config: DictConfig, check: bool) -> None:
         distil=_stage(config, config.distil),
         finetune_pruned=_stage(config, config.get("finetune_pruned")),
         average=config.average,
+        average_finetuned=config.average_finetuned,
+        new_head=config.new_head,
     )
     directory = output_directory()
     seed_everything(config.seed, workers=True, verbose=False)

@@ -218,6 +218,14 @@ class WavLMSegmentation(SegmentationModel):
         model.load_state_dict({**own, **{f"wavlm.{key}": tensor for key, tensor in backbone.state_dict().items()}})
         return model
 
+    def with_new_head(self) -> WavLMSegmentation:
+        """Another model: a head of random weights on a copy of this one's backbone"""
+        model = WavLMSegmentation(
+            self.wavlm.config, self.hparams.wavlm_frozen, self.hparams.head, self.hparams.head_args
+        )
+        model.wavlm.load_state_dict(self.wavlm.state_dict())
+        return model
+
     def hidden_states(self, waveforms: Tensor) -> tuple[Tensor, ...]:
         """Input and outputs of the layers of the backbone: (batch, samples) -> each (batch, frames, hidden_size)"""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.hparams.wavlm_frozen):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pyannote.audio import Model
 from pyannote.audio.tasks import SpeakerDiarization as UpstreamSpeakerDiarization
 from pyannote.core import Annotation, Segment, SlidingWindowFeature
@@ -18,10 +19,12 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.models.audio import Audio, find_recordings
 from pyannote_prune.simulation import Simulator
 from pyannote_prune.tasks.soft_labels import SoftLabels, align, load_teacher, soft_cross_entropy
-from pyannote_prune.upstream import Powerset, Subsets, create_rng_for_worker
+from pyannote_prune.upstream import Powerset, Subsets, create_rng_for_worker, permutate
 
 # key of the metadata of a training chunk: whether its speakers are known
 _LABELLED = "labelled"
+# name of the validation loss that is the average of all devices, which pyannote's "loss/val" is not
+_LOSS = "loss/diarization/val"
 
 
 def _has_files(protocol: Any, subset: str) -> bool | None:
@@ -66,6 +69,12 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         Probability that a training chunk is simulated, in [0, 1]. Defaults to 0.5.
     chunks_per_epoch : int, optional
         Number of training chunks of an epoch. Defaults to as many as the annotated recordings hold.
+    chunk_shift : float, optional
+        Seconds from the start of one chunk of an annotated region to that of the next, the first at the start of the
+        region. All chunks are shuffled in each epoch. Defaults to chunks at random positions.
+    monitor : {"error", "loss"}, optional
+        What is validated, to choose checkpoints and to stop training: the diarization error, or the loss. Defaults to
+        "error".
     teacher_labels : str, Path or Model, optional
         Segmentation model of pyannote to learn from, powerset or multi-label: a checkpoint, a pipeline directory, or
         the id of a repository on the hub. Defaults to none.
@@ -93,6 +102,8 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         simulation: Simulator | Mapping[str, Any] | None = None,
         simulated_fraction: float = 0.5,
         chunks_per_epoch: int | None = None,
+        chunk_shift: float | None = None,
+        monitor: str = "error",
         teacher_labels: str | Path | Model | None = None,
         teacher_weight: float = 0.3,
         unlabelled: str | Path | None = None,
@@ -109,8 +120,10 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             raise InputError("Recordings without annotations teach nothing alone: give teacher_labels, too.")
         if teacher_labels is not None and type(self).training_step is not SpeakerDiarization.training_step:
             raise InputError(f"{type(self).__name__} learns from hidden states: it takes no teacher_labels.")
-        for name in ("duration", "batch_size", "max_speakers_per_chunk", "max_speakers_per_frame"):
-            given = kwargs.get(name)
+        if monitor not in ("error", "loss"):
+            raise InputError(f"monitor must be 'error' or 'loss', got {monitor!r}.")
+        positive = ("duration", "batch_size", "max_speakers_per_chunk", "max_speakers_per_frame")
+        for name, given in {**{name: kwargs.get(name) for name in positive}, "chunk_shift": chunk_shift}.items():
             if given is not None and not given > 0:
                 raise InputError(f"{name} must be positive, got {given}.")
         most, at_once = (kwargs.get(f"max_speakers_per_{part}") for part in ("chunk", "frame"))
@@ -126,6 +139,8 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         self.simulator = simulation
         self.simulated_fraction = simulated_fraction
         self.chunks_per_epoch = chunks_per_epoch
+        self.chunk_shift = chunk_shift
+        self.monitor = monitor
         self.label_teacher = None if teacher_labels is None else load_teacher(teacher_labels)
         self.teacher_weight = teacher_weight
         self.unlabelled = [] if unlabelled is None else find_recordings(Path(unlabelled))
@@ -195,12 +210,14 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
 
     def train__len__(self) -> int:
         """Number of training chunks of an epoch"""
-        return self.chunks_per_epoch or super().train__len__()
+        if self.chunks_per_epoch or self.chunk_shift is None:
+            return self.chunks_per_epoch or super().train__len__()
+        return max(self.batch_size, len(self._grid()) // self._num_processes)
 
     def train__iter__(self) -> Iterator[dict[str, Any]]:
         """Training chunks, of the protocol's files, of recordings without annotations, and simulated ones"""
-        annotated = super().train__iter__()
         rng = np.random.default_rng(create_rng_for_worker(self.model).getrandbits(64))
+        annotated = super().train__iter__() if self.chunk_shift is None else self._grid_chunks(rng)
         without = self._unlabelled_chunks(rng)
         simulated_fraction = 0.0 if self.simulator is None else self.simulated_fraction
         while True:
@@ -215,6 +232,32 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
                 chunk = next(annotated)
                 chunk["meta"][_LABELLED] = True
                 yield chunk
+
+    @property
+    def _num_processes(self) -> int:
+        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+    def _grid(self) -> list[tuple[int, float]]:
+        """File and start of each training chunk, `chunk_shift` seconds after the one before."""
+        training = self.prepared_data["audio-metadata"]["subset"] == Subsets.index("train")
+        regions = self.prepared_data["annotations-regions"]
+        shift, chunks = self.chunk_shift or self.duration, []
+        for region in regions[training[regions["file_id"]]]:
+            # regions are in single precision
+            file, start, duration = int(region["file_id"]), float(region["start"]), float(region["duration"])
+            last = int((duration - self.duration) / shift + 1e-3)
+            chunks += [(file, start + index * shift) for index in range(last + 1)]
+        return chunks
+
+    def _grid_chunks(self, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+        """Chunks of the grid in random order, all of them before any comes again; each process has a part of them."""
+        worker = torch.utils.data.get_worker_info()
+        num_workers, index = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        part = self.model.global_rank * num_workers + index
+        grid = self._grid()[part :: self._num_processes * num_workers] or self._grid()
+        while True:
+            for chosen in rng.permutation(len(grid)):
+                yield self.prepare_chunk(*grid[chosen], self.duration)
 
     def _chunk(self, waveform: Tensor, annotation: Annotation | None) -> dict[str, Any]:
         """(1, samples) waveform and what is annotated, None where nothing is known -> a training chunk"""
@@ -272,6 +315,38 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         soft = align(self.soft_labels(waveforms, middles), hard, *size)
         weight = torch.where(batch["meta"][_LABELLED], self.teacher_weight, 1.0).to(soft)[:, None, None]
         return soft_cross_entropy(scores.float(), (1 - weight) * hard + weight * soft, *size).mean()
+
+    @property
+    def val_monitor(self) -> tuple[str | None, str]:
+        """Name of what is validated, and that a low value is better"""
+        return (_LOSS, "min") if self.monitor == "loss" else super().val_monitor
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """pyannote's, and the loss on all devices where that tells which checkpoints are best"""
+        if self.monitor == "error":
+            super().validation_step(batch, batch_idx)
+            return
+        scores: list[Tensor] = []
+        hook = self.model.register_forward_hook(lambda module, inputs, output: scores.append(output))
+        try:
+            super().validation_step(batch, batch_idx)
+        finally:
+            hook.remove()
+        loss = self.diarization_loss(scores[-1], batch["y"])
+        self.model.log(_LOSS, loss, on_step=False, on_epoch=True, sync_dist=True)
+
+    def diarization_loss(self, scores: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy with the powerset classes of the best order of speakers
+
+        Parameters
+        ----------
+        scores : (batch, frames, classes) Tensor
+            Log-probabilities.
+        target : (batch, frames, speakers) Tensor
+        """
+        powerset = self.model.powerset
+        permuted, _ = permutate(powerset.to_multilabel(scores), target)
+        return F.nll_loss(scores.float().flatten(0, 1), powerset.to_powerset(permuted.float()).argmax(-1).flatten())
 
     def setup_loss_func(self) -> None:
         """Give the model its powerset conversion, and the task its soft labels"""

@@ -26,7 +26,6 @@ from pyannote_prune.pruning import (
 from pyannote_prune.pruning.controller import check_target
 from pyannote_prune.pruning.cost import SAMPLE_RATE
 from pyannote_prune.tasks.diarization import SpeakerDiarization
-from pyannote_prune.upstream import permutate
 
 
 def distillation_loss(
@@ -324,7 +323,7 @@ class StructuredPruning(SpeakerDiarization):
             loss = loss + penalty
             logged |= {"loss/sparsity/train": penalty.detach(), **self._sparsity_to_log()}
         if self.diarization_weight > 0:
-            diarization = self._diarization_loss(states, batch["y"])
+            diarization = self.diarization_loss(self.model.classify(self.model.mix(states)), batch["y"])
             loss = loss + self.diarization_weight * diarization
             logged["loss/diarization/train"] = diarization.detach()
 
@@ -349,12 +348,6 @@ class StructuredPruning(SpeakerDiarization):
             self.model.log(name, value, on_step=True, on_epoch=False, prog_bar=name in shown)
         self.model.log("loss/train", loss, on_step=False, on_epoch=True)
         return {"loss": loss}
-
-    def _diarization_loss(self, states: Sequence[Tensor], target: Tensor) -> Tensor:
-        scores = self.model.classify(self.model.mix(states))
-        powerset = self.model.powerset
-        permuted, _ = permutate(powerset.to_multilabel(scores), target)
-        return F.nll_loss(scores.float().flatten(0, 1), powerset.to_powerset(permuted.float()).argmax(-1).flatten())
 
     @torch.no_grad()
     def _sparsity_to_log(self) -> dict[str, Tensor | float]:

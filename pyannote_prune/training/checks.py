@@ -99,18 +99,19 @@ def check_recipe(
         raise InputError(f"compress prunes the backbone of a WavLMSegmentation, got a {type(model).__name__}.")
     if not recipe.prune:
         raise InputError("There is nothing to prune: give at least one phase in `prune`.")
-    if recipe.average < 1:
-        raise InputError(f"average must be 1 or more, got {recipe.average}.")
+    for name in ("average", "average_finetuned"):
+        if getattr(recipe, name) < 1:
+            raise InputError(f"{name} must be 1 or more, got {getattr(recipe, name)}.")
     if embedding is not None:
         _check_embedding(embedding)
 
-    teacher = deepcopy(model)
+    teacher, kept = deepcopy(model), max(recipe.average_finetuned, KEPT)
     # name, task, options, and how many checkpoints are kept
     stages: list[tuple[str, SpeakerDiarization, Stage, int | None]] = []
     if recipe.finetune is not None:
         with _naming("finetune"):
             task = finetuning(recipe.finetune)
-        stages.append(("finetune", task, recipe.finetune, KEPT))
+        stages.append(("finetune", task, recipe.finetune, kept))
         teacher.specifications = segmentation_specifications(
             task.duration, task.max_speakers_per_chunk, task.max_speakers_per_frame
         )
@@ -130,7 +131,7 @@ def check_recipe(
     if recipe.finetune_pruned is not None:
         with _naming("finetune_pruned"):
             task = finetuning(recipe.finetune_pruned)
-        stages.append(("finetune_pruned", task, recipe.finetune_pruned, KEPT))
+        stages.append(("finetune_pruned", task, recipe.finetune_pruned, kept))
     tasks = [task for _, task, _, _ in stages]
 
     for stage in (recipe.finetune, *recipe.prune, recipe.distil, recipe.finetune_pruned):

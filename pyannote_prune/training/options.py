@@ -82,6 +82,10 @@ class Recipe:
         None to end with distillation.
     average : int, optional
         Number of the best checkpoints that are averaged, of pruning and of distillation. Defaults to 5.
+    average_finetuned : int, optional
+        The same of fine-tuning, both times. Defaults to 1, the best checkpoint.
+    new_head : bool, optional
+        Begin the last stage with a head of random weights. Defaults to False, the head of the teacher.
     """
 
     finetune: Stage | None = field(default_factory=lambda: _stage(20, patience=5))
@@ -89,3 +93,5 @@ class Recipe:
     distil: Stage = field(default_factory=lambda: _stage(20))
     finetune_pruned: Stage | None = field(default_factory=lambda: _stage(20, patience=5))
     average: int = 5
+    average_finetuned: int = 1
+    new_head: bool = False

@@ -36,8 +36,8 @@ def describe_stage(
     parts = []
     if seconds is not None:
         share = getattr(task, "data_fraction", 1.0)
-        chunks = getattr(task, "chunks_per_epoch", None)
-        chunks = chunks or max(task.batch_size, math.ceil(share * seconds / task.duration))
+        chunks, shift = getattr(task, "chunks_per_epoch", None), getattr(task, "chunk_shift", None) or task.duration
+        chunks = chunks or max(task.batch_size, math.ceil(share * seconds / shift))
         parts.append(f"{share * seconds / 3600:.2f} h of {task.protocol.name}")
         batches, limit = max(1, chunks // task.batch_size), trainer.get("limit_train_batches")
         if limit is not None:

@@ -91,8 +91,13 @@ def compress(
     def pruning(stage: Stage, teacher: str | Path | Model, **target: None) -> StructuredPruning:
         return StructuredPruning(protocol, teacher, **chunks | _given(stage) | target)
 
-    def tuned(start: Path | Model, stage: Stage) -> Callable[[Path], Model]:
-        return lambda folder: finetune(_loaded(start), finetuning(stage), stage.training, folder)
+    def tuned(start: Path | Model, stage: Stage, new_head: bool = False) -> Callable[[Path], Model]:
+        def run(folder: Path) -> Model:
+            model = start if isinstance(start, Model) else load_model(start)
+            model = model.with_new_head() if new_head else model
+            return finetune(model, finetuning(stage), stage.training, folder, recipe.average_finetuned)
+
+        return run
 
     def pruned(start: Path, stage: Stage) -> Callable[[Path], Model]:
         return lambda folder: prune(load_model(start), pruning(stage, dense), stage.training, folder, recipe.average)
@@ -129,14 +134,10 @@ def compress(
         result = run_stage(directory / f"2-prune-{number}", pruned(result, phase))
     result = run_stage(directory / "3-distil", distilled(result, recipe.distil))
     if recipe.finetune_pruned is not None:
-        result = run_stage(directory / "4-finetune", tuned(result, recipe.finetune_pruned))
+        result = run_stage(directory / "4-finetune", tuned(result, recipe.finetune_pruned, recipe.new_head))
     if rank_zero_only.rank == 0 and not pipeline.exists():
         write_whole(pipeline, lambda target: write_pipeline(target, load_model(result), embedding))
     return pipeline
-
-
-def _loaded(model: Path | Model) -> Model:
-    return model if isinstance(model, Model) else load_model(model)
 
 
 def _given(stage: Stage) -> dict[str, Any]:

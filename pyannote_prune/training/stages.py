@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from pyannote.audio import Model
+from torch import Tensor
 
 from pyannote_prune.models import WavLMSegmentation, load_model, save_checkpoint
 from pyannote_prune.pruning import SparsityController, cut
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
 from pyannote_prune.training.averaging import after_the_peak, average_checkpoints
-from pyannote_prune.training.fitting import fit
+from pyannote_prune.training.fitting import KEPT, fit
 from pyannote_prune.training.options import TrainingOptions
 from pyannote_prune.training.state import RESULT
 
@@ -58,10 +59,13 @@ def run_stage(folder: Path, run: Callable[[Path], Model]) -> Path:
     return result
 
 
-def finetune(model: Model, task: SpeakerDiarization, options: TrainingOptions, folder: Path) -> Model:
-    """The best epoch of a model that learns diarization"""
-    checkpoint = fit(model, task, folder, options)
-    return load_model(checkpoint.best_model_path)
+def finetune(model: Model, task: SpeakerDiarization, options: TrainingOptions, folder: Path, average: int = 1) -> Model:
+    """A model that learns diarization: its best epoch, or the average of the best ones"""
+    checkpoint = fit(model, task, folder, options, keep=max(average, KEPT))
+    best = load_model(checkpoint.best_model_path)
+    if average > 1:
+        best.load_state_dict(_average_of_best(folder, average))
+    return best
 
 
 def prune(
@@ -82,9 +86,7 @@ def distil(
 ) -> Model:
     """A compact model that imitates its teacher further: the average of the best epochs"""
     fit(student, task, folder, options, keep=average)
-    # training that stops early goes past the best epochs
-    best = sorted(_scores(folder), key=lambda epoch: epoch[1])[:average]
-    student.load_state_dict(average_checkpoints([path for path, _ in best]))
+    student.load_state_dict(_average_of_best(folder, average))
     return student
 
 
@@ -102,8 +104,14 @@ def settle(controller: SparsityController, folder: Path) -> None:
     controller.settle()
 
 
+def _average_of_best(folder: Path, count: int) -> dict[str, Tensor]:
+    """Average of the weights of the best epochs of a stage, the last of which training that stops early goes past."""
+    best = sorted(_scores(folder), key=lambda epoch: epoch[1])[:count]
+    return average_checkpoints([path for path, _ in best])
+
+
 def _scores(folder: Path) -> list[tuple[Path, float]]:
-    """Checkpoints of a stage with their validation loss, by epoch."""
+    """Checkpoints of a stage with their validation score, by epoch."""
     found = {}
     for path in folder.glob("*.ckpt"):
         match = re.fullmatch(r"(\d+)-(-?[\d.]+)(-v\d+)?", path.stem)

@@ -25,6 +25,7 @@ from pyannote.audio.core.task import Task
 from pyannote_prune.errors import InputError
 from pyannote_prune.simulation import Simulator
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
+from pyannote_prune.training.options import Recipe
 
 RECORDS = {"compress": "compress.yaml", "train": "train.yaml"}
 # that of `train` before it had one of its own
@@ -46,6 +47,8 @@ MUST_MATCH = (
     "distil",
     "finetune_pruned",
     "average",
+    "average_finetuned",
+    "new_head",
     "seed",
     "optimizer",
     "scheduler",
@@ -86,6 +89,9 @@ DEFAULTS = {
     for name, parameter in signature(owner).parameters.items()
     if parameter.default is not parameter.empty
 }
+
+# of other settings that came with a later version than a record
+ADDED = {"average_finetuned": Recipe.average_finetuned, "new_head": Recipe.new_head}
 
 
 def check_settings(directory: Path, command: str, settings: Mapping[str, Any], finished: Sequence[str] = ()) -> None:
@@ -164,7 +170,7 @@ def _differences(recorded: Mapping[str, Any], given: Mapping[str, Any], finished
     before, now = dict(_flat(recorded)), dict(_flat(given))
     for name in sorted(before.keys() | now.keys()):
         binds = name.split(".")[0] in MUST_MATCH and not any(fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
-        default = DEFAULTS.get(name.rsplit(".", 1)[-1]) if "task." in name else None
+        default = DEFAULTS.get(name.rsplit(".", 1)[-1]) if "task." in name else ADDED.get(name)
         old, new = before.get(name, default), now.get(name, default)
         # old records refer from one setting to another
         if (binds or name in finished) and old != new and not str(old).startswith("${"):

@@ -142,6 +142,16 @@ def test_what_is_never_trained_stays_frozen():
     }
 
 
+def test_new_head():
+    model = ready(WavLMSegmentation(wavlm=SHAPE, head_args=SMALL))
+    other = ready(model.with_new_head())
+    before, after = model.state_dict(), other.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("wavlm."))
+    assert not torch.equal(before["head.projection.weight"], after["head.projection.weight"])
+    assert not torch.equal(before["classifier.weight"], after["classifier.weight"])
+
+
 def test_another_backbone_is_frozen_as_well():
     model = ready(WavLMSegmentation(wavlm=SHAPE, wavlm_frozen=True, head_args=SMALL))
     other = model.with_backbone(PrunedWavLMModel(SHAPE))

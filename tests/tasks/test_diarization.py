@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,9 +85,44 @@ def test_without_simulation(protocol):
     assert task.train__len__() == 30  # two recordings of 30 s, in chunks of 2 s
 
 
+def test_chunks_on_a_grid(protocol, monkeypatch):
+    """Each one once, by one process that loads data or by two."""
+    task = set_up(protocol, chunk_shift=1.5)
+    wanted = sorted((file, 1.5 * index) for file in (0, 1) for index in range(19))  # in 30 s, the last from 27 s
+    assert task.train__len__() == len(wanted)
+    taken = []
+    prepare = task.prepare_chunk
+    monkeypatch.setattr(task, "prepare_chunk", lambda *chunk: (taken.append(chunk), prepare(*chunk))[1])
+    chunks = list(itertools.islice(task.train__iter__(), len(wanted)))
+    assert all(chunk["X"].shape == (1, 32000) for chunk in chunks)
+    assert sorted((file, start) for file, start, _ in taken) == wanted
+    assert taken != sorted(taken)
+
+    taken.clear()
+    for worker in (0, 1):
+        info = SimpleNamespace(num_workers=2, id=worker)
+        monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda info=info: info)
+        list(itertools.islice(task.train__iter__(), len(wanted) // 2))
+    assert sorted((file, start) for file, start, _ in taken) == wanted
+
+
+def test_validation_by_loss(protocol):
+    task = set_up(protocol, chunks_per_epoch=4, monitor="loss")
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(task.model)
+    assert task.val_monitor == ("loss/diarization/val", "min")
+    metrics = trainer.callback_metrics
+    torch.testing.assert_close(metrics["loss/diarization/val"], metrics["loss/val"])
+    assert metrics["loss/val"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"chunk_shift": 0}, "chunk_shift must be positive, got 0"),
+        ({"monitor": "der"}, "monitor must be 'error' or 'loss', got 'der'"),
         ({"simulated_fraction": 1.5}, "simulated_fraction must be in"),
         ({"simulation": {"voices": "nowhere"}}, "No such folder of voices: nowhere"),
     ],

@@ -50,6 +50,7 @@ def trained(tmp_path_factory):
         (["trainer=fast_dev_run"], "compress chooses checkpoints by their validation"),
         (["trainer.limit_val_batches=0"], "compress chooses checkpoints by their validation"),
         (["average=0"], "average must be 1 or more, got 0"),
+        (["average_finetuned=0"], "average_finetuned must be 1 or more, got 0"),
         (["model=PyanNet", "~model.wavlm", "~model.head_args"], "got a PyanNet"),
     ],
 )

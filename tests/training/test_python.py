@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from pyannote_prune import training
@@ -12,8 +13,9 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.models import load_segmentation
 from pyannote_prune.pruning import total_cost
 from pyannote_prune.reports.run import write_report
-from pyannote_prune.tasks import StructuredPruning
+from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
 from pyannote_prune.training import Recipe, Stage, TrainingOptions, compress, train
+from pyannote_prune.training.stages import finetune
 from tests.reports.test_run import Page
 from tests.tasks.test_structured_pruning import SampleConversation, segmentation
 
@@ -51,14 +53,19 @@ def test_compress(protocol, untrained, tmp_path):
         finetune=None,
         prune=[Stage({**SMALL, "target": 0.5}, options)],
         distil=Stage(SMALL, options),
-        finetune_pruned=None,
+        finetune_pruned=Stage(SMALL, options),
         average=1,
+        new_head=True,
     )
     arguments = {"recipe": recipe, "embedding": untrained / "embedding"}
     with pytest.warns(UserWarning, match=r"far from its target of 50\.0%"):
         pipeline = compress(segmentation(), protocol, tmp_path / "run", **arguments)
     assert sparsity(load_backbone(tmp_path / "run" / "2-prune-1" / "model.bin")) == pytest.approx(0.5, abs=0.02)
-    assert len(load_segmentation(pipeline).specifications.classes) == 3
+    result = load_segmentation(pipeline)
+    assert len(result.specifications.classes) == 3
+    # two steps change a head less than another seed does
+    distilled = load_segmentation(tmp_path / "run" / "3-distil" / "model.bin")
+    assert (result.head.projection.weight - distilled.head.projection.weight).abs().max() > 0.05
     assert yaml.safe_load((tmp_path / "run" / "compress.yaml").read_text())["task"]["max_speakers_per_chunk"] == 3
 
     # nothing is done twice, nor with another model or recipe
@@ -73,6 +80,21 @@ def test_compress(protocol, untrained, tmp_path):
     page = Page(write_report(tmp_path / "run"))
     assert "Warnings" in page.text["h2"]
     assert f"2-prune-1: {sentence}" in page.text["li"]
+
+
+def test_average_of_fine_tuning(protocol, tmp_path):
+    task = SpeakerDiarization(
+        protocol, duration=2.0, max_speakers_per_chunk=3, max_speakers_per_frame=2, monitor="loss", **SMALL
+    )
+    options = TrainingOptions(trainer={**SHORT, "max_epochs": 3})
+    averaged = finetune(segmentation(), task, options, tmp_path, average=2)
+    # epoch and loss are in the names of the checkpoints
+    paths = sorted((path for path in tmp_path.glob("0*.ckpt")), key=lambda path: float(path.stem.split("-")[1]))
+    assert len(paths) == 3
+    first, second = (load_segmentation(path).classifier.weight for path in paths[:2])
+    assert not torch.equal(first, second)
+    torch.testing.assert_close(averaged.classifier.weight, (first + second) / 2)
+    assert len(averaged.specifications.classes) == 3
 
 
 def test_train_settles_on_its_target(protocol, tmp_path):

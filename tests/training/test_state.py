@@ -83,6 +83,7 @@ def begun(tmp_path, monkeypatch):
         # missing, as in a record of an earlier version, and then at their defaults
         {"task__simulation": {"voices": None, "far_field": 0.0, "level": [-15.0, 10.0]}, "task__teacher_weight": 0.3},
         {"prune__0__task__diarization_weight": 0.0, "prune__0__task__distilled_layers": None},
+        {"average_finetuned": 1, "new_head": False, "task__monitor": "error", "task__chunk_shift": None},
     ],
 )
 def test_may_change(changes, begun):
@@ -106,6 +107,9 @@ def test_may_change(changes, begun):
         ({"distil__task": {"diarization_weight": 1.0}}, "distil.task.diarization_weight is 0.0 there and 1.0 here"),
         ({"task__simulation": {"voices": "voices"}}, "task.simulation.voices is none there and voices here"),
         ({"optimizer": {**SETTINGS["optimizer"], "_target_": "torch.optim.SGD"}}, "optimizer._target_"),
+        ({"average_finetuned": 5}, "average_finetuned is 1 there and 5 here"),
+        ({"new_head": True}, "new_head is False there and given here"),
+        ({"task__chunk_shift": 6}, "task.chunk_shift is none there and 6 here"),
         ({"augmentation": {"transform": "Gain"}}, "augmentation is none there and given here"),
     ],
 )
