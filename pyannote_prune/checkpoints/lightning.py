@@ -132,12 +132,29 @@ def write_safe_checkpoint(model: Model, path: Path) -> None:
     description = {
         "format_version": FORMAT_VERSION,
         **content,
-        "specifications": asdict(content["specifications"]),
+        "specifications": specifications_as_json(content["specifications"]),
         "hyper_parameters": dict(model.hparams),
     }
-    # problem and resolution are enumerations
-    path.with_name(DESCRIPTION).write_text(json.dumps(description, indent=2, default=lambda value: value.name))
+    path.with_name(DESCRIPTION).write_text(json.dumps(description, indent=2))
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
+
+
+def specifications_as_json(specifications: Specifications) -> dict[str, Any]:
+    """What a model is for, as plain values."""
+    values = asdict(specifications)
+    return {**values, "problem": specifications.problem.name, "resolution": specifications.resolution.name}
+
+
+def specifications_from_json(values: Mapping[str, Any]) -> Specifications:
+    """The inverse of `specifications_as_json`"""
+    return Specifications(
+        **{
+            **values,
+            "problem": Problem[values["problem"]],
+            "resolution": Resolution[values["resolution"]],
+            "warm_up": tuple(values["warm_up"]),
+        }
+    )
 
 
 def _describe_tensors(tensors: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
@@ -146,13 +163,10 @@ def _describe_tensors(tensors: Mapping[str, Any], path: Path) -> Mapping[str, An
         description = json.loads(path.read_text())
         if "specifications" not in description:
             return tensors
-        specifications = dict(description["specifications"])
-        specifications["problem"] = Problem[specifications["problem"]]
-        specifications["resolution"] = Resolution[specifications["resolution"]]
-        specifications["warm_up"] = tuple(specifications["warm_up"])
+        specifications = specifications_from_json(description["specifications"])
         return {
             _STAMP: {"format_version": description["format_version"]},
-            "pyannote.audio": {**description, "specifications": Specifications(**specifications)},
+            "pyannote.audio": {**description, "specifications": specifications},
             "hyper_parameters": description["hyper_parameters"],
             "state_dict": tensors,
         }

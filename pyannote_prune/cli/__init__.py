@@ -18,6 +18,7 @@ from pyannote_prune.cli.convert import convert
 from pyannote_prune.cli.demo import demo
 from pyannote_prune.cli.diarize import diarize
 from pyannote_prune.cli.evaluate import evaluate
+from pyannote_prune.cli.export import export
 from pyannote_prune.cli.info import info
 from pyannote_prune.cli.publish import publish
 from pyannote_prune.cli.simulate import simulate
@@ -31,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (info, convert, diarize, evaluate, publish, simulate, demo):
+for command in (info, convert, export, diarize, evaluate, publish, simulate, demo):
     app.command()(command)
 app.add_typer(benchmark, name="benchmark")
 # the rest of its command line is Hydra's

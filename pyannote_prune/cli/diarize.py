@@ -91,6 +91,12 @@ def diarize(
     revision: Revision = None,
     token: Token = None,
     device: Device = "auto",
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="torch, onnx (ONNX Runtime) or auto: ONNX Runtime for exported pipelines. Default: as in config.yaml."
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")] = False,
 ) -> None:
     """Find out who spoke when: RTTM, JSON, labels of Audacity, subtitles, tables, pictures.
@@ -141,7 +147,7 @@ def diarize(
             if not jobs:
                 return
     pipeline = str(embedded_pipeline()) if pipeline is None else pipeline
-    loaded = load_pipeline(pipeline, device, revision, token)
+    loaded = load_pipeline(pipeline, device, revision, token, backend)
     set_parameters(loaded, parameters)
     if exclusive and getattr(loaded, "legacy", False):
         raise InputError(f"--exclusive is not possible with {pipeline}: set `legacy: false` in its config.yaml.")

@@ -17,6 +17,7 @@ from scipy.ndimage import median_filter as scipy_median_filter
 from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation.results import Column, Results, with_values
 from pyannote_prune.evaluation.timing import PeakMemory, check_positive, interleave, machine, silent, synchronize
+from pyannote_prune.inference.onnx_models import OnnxModel
 from pyannote_prune.pipelines import SpeakerDiarization
 from pyannote_prune.pipelines.pretrained import load_pipeline
 from pyannote_prune.upstream import NoPLDA, segmentation_inference
@@ -122,6 +123,8 @@ def benchmark_pipelines(
     """
     check_positive(repeats=repeats)
     pipeline = _load(source, device, recordings)
+    if isinstance(segmentation_inference(pipeline).model, OnnxModel):
+        raise InputError(f"{source} is an exported pipeline, which pyannote.audio cannot run: take the original.")
     files = [_decode(pipeline, path) for path in recordings]
     implementations = {"pyannote.audio": _Upstream(pipeline), "pyannote-prune": pipeline}
     tell("warming up")

@@ -15,11 +15,12 @@ from pyannote.audio.models.embedding import XVectorMFCC, XVectorSincNet
 from pyannote.core import SlidingWindowFeature
 from torch import Tensor, nn
 
+from pyannote_prune.inference.onnx_models import OnnxEmbedding
 from pyannote_prune.models.embedding import CAMPPlus
 from pyannote_prune.upstream import BaseWeSpeakerResNet, embedding_network
 
 # whose statistics pooling takes weights shaped (batch, speakers, frames)
-_POOLS_BY_SPEAKER = (BaseWeSpeakerResNet, CAMPPlus, XVectorMFCC, XVectorSincNet)
+_POOLS_BY_SPEAKER = (BaseWeSpeakerResNet, CAMPPlus, OnnxEmbedding, XVectorMFCC, XVectorSincNet)
 
 
 def pools_by_speaker(embedding: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 from pyannote_prune.errors import InputError
 from pyannote_prune.inference import cpu, cuda
 from pyannote_prune.inference.derive import Replacements, derive
+from pyannote_prune.inference.onnx_models import OnnxModel
 from pyannote_prune.pruning import Gates
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -76,6 +77,13 @@ def prepare(model: nn.Module, device: torch.device | str | None = None, precisio
         When there is no such precision.
     """
     check_precision(precision)
+    if isinstance(model, OnnxModel):
+        if precision not in ("auto", model.exported.precision):
+            raise InputError(
+                f"{model.exported.source} has the precision that it was exported in, {model.exported.precision}: leave "
+                f"`precision` out, got {precision}."
+            )
+        return Executor(model, model.device, "float32")
     first = next(model.parameters())
     target = first.device if device is None else torch.device(device)
     if precision == "auto":

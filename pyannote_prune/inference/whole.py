@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from pyannote.core import SlidingWindow
 from torch import Tensor
-
-from pyannote_prune.models.frame_embedding import FrameEmbedding
 
 # seconds of the filterbank that are computed at a time
 _BLOCK = 60
@@ -17,7 +16,7 @@ _BLOCK = 60
 
 @torch.inference_mode()
 def embed_recording(
-    model: FrameEmbedding,
+    model: Any,
     waveform: Tensor,
     masks: np.ndarray,
     chunks: SlidingWindow,
@@ -27,7 +26,7 @@ def embed_recording(
 
     Parameters
     ----------
-    model : FrameEmbedding
+    model : FrameEmbedding or OnnxFrameEmbedding
     waveform : (1, num_samples) Tensor
         All of the recording.
     masks : (num_chunks, num_speakers, num_mask_frames) float32 array
@@ -51,9 +50,8 @@ def embed_recording(
     step = model.receptive_field_center(1) / model.hparams.sample_rate - first
     starts = np.array([chunks[index].start for index in range(num_chunks)])
 
-    channels = int(model.hparams.transitions[-1])
     count = torch.zeros(num_chunks, num_speakers, device=model.device)
-    sums, squares = (torch.zeros(num_chunks, num_speakers, channels, device=model.device) for _ in range(2))
+    sums, squares = (torch.zeros(num_chunks, num_speakers, model.channels, device=model.device) for _ in range(2))
     progress(0, num_chunks)
     for start, frames in model.blocks(features):
         times = first + step * np.arange(start, start + frames.shape[1])
@@ -75,7 +73,7 @@ def embed_recording(
     return embeddings.unflatten(0, count.shape).cpu().numpy()
 
 
-def _features(model: FrameEmbedding, waveform: Tensor) -> Tensor:
+def _features(model: Any, waveform: Tensor) -> Tensor:
     """(1, num_samples) -> (num_features, num_mel_bins)"""
     filterbank = model.filterbank
     missing = filterbank.size - waveform.shape[1]

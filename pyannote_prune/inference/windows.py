@@ -13,8 +13,8 @@ from pyannote.core import SlidingWindow, SlidingWindowFeature
 from torch import Tensor
 
 from pyannote_prune.inference.memory import within_memory
+from pyannote_prune.inference.onnx_models import OnnxSegmentation
 from pyannote_prune.inference.prepare import Executor, check_precision, prepare
-from pyannote_prune.models import WavLMSegmentation
 from pyannote_prune.models.segmentation import SegmentationModel
 
 
@@ -70,7 +70,11 @@ class SegmentationInference(UpstreamInference):
         output : SlidingWindowFeature
             As upstream.
         """
-        ours = isinstance(self.model, SegmentationModel) and self.skip_aggregation and len(waveform) == 1
+        ours = (
+            isinstance(self.model, (SegmentationModel, OnnxSegmentation))
+            and self.skip_aggregation
+            and len(waveform) == 1
+        )
 
         # one by one, windows stay in the cache of a CPU: a smaller batch size would change nothing
         one_by_one = ours and self.device.type == "cpu"
@@ -108,11 +112,12 @@ class SegmentationInference(UpstreamInference):
 
     def _shares(self, step: int) -> bool:
         """Whether windows can share features: local ones, at whole numbers of frames from each other."""
-        return (
-            isinstance(self.model, WavLMSegmentation)
-            and self.model.wavlm.has_local_features
-            and step % self.model.wavlm.hop == 0
-        )
+        return self.model.shares_features and step % _hop(self.model) == 0
+
+
+def _hop(model: Any) -> int:
+    """Number of samples from one frame to the next."""
+    return model.receptive_field_size(2) - model.receptive_field_size(1)
 
 
 class _Windows:
@@ -120,12 +125,12 @@ class _Windows:
 
     Parameters
     ----------
-    model : SegmentationModel
+    model : SegmentationModel or OnnxSegmentation
     window, step : int
         Number of samples of a window, and between the starts of two.
     """
 
-    def __init__(self, model: SegmentationModel, window: int, step: int) -> None:
+    def __init__(self, model: Any, window: int, step: int) -> None:
         self.model, self.window, self.step = model, window, step
 
     def __call__(self, waveform: Tensor, first: int, last: int) -> Tensor:
@@ -137,28 +142,23 @@ class _Windows:
 class _SharedFeatures(_Windows):
     """Scores of windows of a model with local features, asked for in order: no frame is computed twice"""
 
-    model: WavLMSegmentation
-
-    def __init__(self, model: WavLMSegmentation, window: int, step: int) -> None:
+    def __init__(self, model: Any, window: int, step: int) -> None:
         super().__init__(model, window, step)
-        self.features = torch.empty(0, model.wavlm.config.hidden_size, device=model.device)
+        self.features: Tensor | None = None
         self.end = 0  # of the frames that are known
 
     def __call__(self, waveform: Tensor, first: int, last: int) -> Tensor:
         """Windows `first` to `last` (not included) of a waveform -> (windows, frames, classes)"""
-        wavlm = self.model.wavlm
-        size, step = self.model.num_frames(self.window), self.step // wavlm.hop
+        hop = _hop(self.model)
+        size, step = self.model.num_frames(self.window), self.step // hop
         begin, end = first * step, (last - 1) * step + size
         known = max(0, self.end - begin)
-        samples = _crop(
-            waveform, (begin + known) * wavlm.hop, (end - 1) * wavlm.hop + self.model.receptive_field_size()
-        )
-        new = wavlm.local_features(samples.to(self.model.device).unsqueeze(0))[0]
-        self.features, self.end = torch.cat([self.features[len(self.features) - known :], new]), end
-        windows = self.features.unfold(0, size, step).transpose(1, 2)
-        states = wavlm.encode(windows).hidden_states
-        assert states is not None
-        return self.model.classify(self.model.mix(states))
+        samples = _crop(waveform, (begin + known) * hop, (end - 1) * hop + self.model.receptive_field_size())
+        features = self.model.local_features(samples.to(self.model.device).unsqueeze(0))[0]
+        if self.features is not None:
+            features = torch.cat([self.features[len(self.features) - known :], features])
+        self.features, self.end = features, end
+        return self.model.score(features.unfold(0, size, step).transpose(1, 2))
 
 
 def _crop(waveform: Tensor, start: int, end: int) -> Tensor:

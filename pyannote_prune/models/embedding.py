@@ -190,25 +190,42 @@ class CAMPPlus(VersionedCheckpoint, Model):
 
     def _embed(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(batch, num_frames, num_mel_bins) features, of which `lengths` count, to (batch, dimension) embeddings."""
-        batch, num_frames, _ = features.shape
+        return self.summarize(self.enter(features, lengths), None if lengths is None else (lengths + 1) // 2)
+
+    def enter(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """First layers: (batch, num_features, num_mel_bins) -> (batch, channels, num_frames), half as many, rounded up
+
+        Parameters
+        ----------
+        features : (batch, num_features, num_mel_bins) Tensor
+            Of the filterbank.
+        lengths : (batch,) Tensor, optional
+            Number of features that count. Defaults to all.
+        """
+        keep = None if lengths is None else _mask(lengths, features.shape[1]).to(features)
+        count = features.shape[1] if lengths is None else lengths[:, None, None]
+        x = features.mT
+        x = _masked(x - _masked(x, keep).sum(2, keepdim=True) / count, keep)
+        return self.xvector["tdnn"](self.head(x, keep))
+
+    def summarize(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """All other layers: (batch, channels, num_frames), of which `lengths` count -> (batch, dimension)"""
+        every = lengths is None
         if lengths is None:
-            lengths = torch.full((batch,), num_frames, device=features.device)
-        keep = _mask(lengths, num_frames).to(features)
-        features = (features - (features * keep.mT).sum(1, keepdim=True) / lengths[:, None, None]) * keep.mT
-        x = self.xvector["tdnn"](self.head(features.mT, keep))
-        lengths = (lengths + 1) // 2
-        keep = _mask(lengths, x.shape[-1]).to(features)
-        kept = _segment_means(keep).clamp(min=0.5 / _SEGMENT)
-        segment = torch.arange(x.shape[-1], device=x.device) // _SEGMENT
+            lengths = torch.full((x.shape[0],), x.shape[2], device=x.device)
+        counted = _mask(lengths, x.shape[2]).to(x)
+        keep = None if every else counted
+        kept = _segment_means(counted).clamp(min=0.5 / _SEGMENT)
+        segment = torch.arange(x.shape[2], device=x.device) // _SEGMENT
         for name, part in self.xvector.items():
             if name.startswith("block"):
                 for layer in part.children():
                     x = torch.cat([x, layer(x, keep, lengths, kept, segment)], dim=1)
             elif name.startswith("transit"):
                 x = part(x)
-        x = self.xvector["out_nonlinear"](x) * keep
+        x = _masked(self.xvector["out_nonlinear"](x), keep)
         mean = x.sum(2) / lengths[:, None]
-        variance = ((x - mean[..., None]).square() * keep).sum(2) / (lengths[:, None] - 1).clamp(min=1)
+        variance = _masked((x - mean[..., None]).square(), keep).sum(2) / (lengths[:, None] - 1).clamp(min=1)
         # not zero, where the gradient of the root is infinite
         deviation = variance.clamp(min=torch.finfo(variance.dtype).tiny).sqrt()
         statistics = torch.cat([mean, deviation], dim=1)[..., None]
@@ -219,6 +236,11 @@ class CAMPPlus(VersionedCheckpoint, Model):
 def _mask(lengths: Tensor, num_frames: int) -> Tensor:
     """(batch, 1, num_frames), true where frames count."""
     return (torch.arange(num_frames, device=lengths.device) < lengths[:, None])[:, None]
+
+
+def _masked(x: Tensor, keep: Tensor | None) -> Tensor:
+    """Zeros where frames do not count; None where all do."""
+    return x if keep is None else x * keep
 
 
 class _RowNorm(nn.BatchNorm1d):
@@ -249,12 +271,12 @@ class _Head(nn.Module):
         self.conv2 = nn.Conv2d(num_filters, num_filters, 3, stride=(2, 1), padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(num_filters)
 
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        keep = keep[:, None]
-        x = F.relu(self.bn1(self.conv1(x[:, None]))) * keep
+    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        keep = None if keep is None else keep[:, None]
+        x = _masked(F.relu(self.bn1(self.conv1(x[:, None]))), keep)
         for residual in (*self.layer1, *self.layer2):
             x = residual(x, keep)
-        x = F.relu(self.bn2(self.conv2(x))) * keep
+        x = _masked(F.relu(self.bn2(self.conv2(x))), keep)
         return x.flatten(1, 2)
 
 
@@ -270,9 +292,9 @@ class _Residual(nn.Module):
             self.shortcut.append(nn.Conv2d(num_filters, num_filters, 1, stride=(stride, 1), bias=False))
             self.shortcut.append(nn.BatchNorm2d(num_filters))
 
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x))) * keep
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x)) * keep
+    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        y = _masked(F.relu(self.bn1(self.conv1(x))), keep)
+        return _masked(F.relu(self.bn2(self.conv2(y)) + self.shortcut(x)), keep)
 
 
 class _Unit(nn.Module):
@@ -309,8 +331,8 @@ class _DenseLayer(nn.Module):
         self.nonlinear2 = _nonlinear(bottleneck)
         self.cam_layer = _ContextAwareMasking(bottleneck, growth, dilation)
 
-    def forward(self, x: Tensor, keep: Tensor, lengths: Tensor, kept: Tensor, segment: Tensor) -> Tensor:
-        x = self.nonlinear2(self.linear1(self.nonlinear1(x))) * keep
+    def forward(self, x: Tensor, keep: Tensor | None, lengths: Tensor, kept: Tensor, segment: Tensor) -> Tensor:
+        x = _masked(self.nonlinear2(self.linear1(self.nonlinear1(x))), keep)
         return self.cam_layer(x, lengths, kept, segment)
 
 

@@ -17,61 +17,31 @@ from pyannote_prune.models.embedding import CAMPPlus
 _HEAD_REACH, _ENTRANCE_REACH = 10, 2
 
 
-class FrameEmbedding(CAMPPlus):
-    """CAM++ without context: no layer looks at averages over the chunk
+class PooledFrames:
+    """What is made of frames that depend on nobody in particular: a filterbank, and methods of the subclass, make them
 
-    Each frame depends on two seconds around it alone. Those of a recording can be computed once, block by block, and a
-    speaker's embedding is made of the mean and the deviation of the frames in which she speaks, be it in a chunk or in
-    all of a recording. Parameters are those of [`CAMPPlus`][pyannote_prune.models.CAMPPlus], and their names, too, but
-    for those of the context.
-
-    Parameters
-    ----------
-    **kwargs
-        As [`CAMPPlus`][pyannote_prune.models.CAMPPlus].
+    Subclasses say how: by `frames`, `embed_statistics`, `reach` and `channels`.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for layer in self.layers():
-            del layer.cam_layer.linear1, layer.cam_layer.linear2
-
-    def layers(self) -> Iterator[Any]:
-        """Layers of the densely connected TDNN, from the first to the last"""
-        for name, part in self.xvector.items():
-            if name.startswith("block"):
-                yield from part.children()
+    filterbank: Any
 
     @property
     def reach(self) -> int:
         """Number of frames of the filterbank that a frame depends on, on each side"""
-        dilations = sum(layer.cam_layer.linear_local.dilation[0] for layer in self.layers())
-        return _HEAD_REACH + _ENTRANCE_REACH + 2 * dilations
+        raise NotImplementedError
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of a frame"""
+        raise NotImplementedError
 
     def frames(self, features: Tensor) -> Tensor:
-        """Compute frames
+        """(batch, num_features, num_mel_bins), less their mean -> (batch, channels, num_frames), half as many"""
+        raise NotImplementedError
 
-        Parameters
-        ----------
-        features : (batch, num_features, num_mel_bins) Tensor
-            Of the filterbank, less their mean over the recording.
-
-        Returns
-        -------
-        frames : (batch, channels, num_frames) Tensor
-            Half as many as features, rounded up.
-        """
-        every = features.new_ones(1, 1, features.shape[1])
-        x = self.xvector["tdnn"](self.head(features.mT, every))
-        parts: Iterable[tuple[str, Any]] = self.xvector.items()
-        for name, part in parts:
-            if name.startswith("block"):
-                for layer in part.children():
-                    inner = layer.nonlinear2(layer.linear1(layer.nonlinear1(x)))
-                    x = torch.cat([x, layer.cam_layer.linear_local(inner)], dim=1)
-            elif name.startswith("transit"):
-                x = part(x)
-        return self.xvector["out_nonlinear"](x)
+    def embed_statistics(self, statistics: Tensor) -> Tensor:
+        """(num_speakers, 2 * channels) means and deviations -> (num_speakers, dimension)"""
+        raise NotImplementedError
 
     def blocks(self, features: Tensor, size: int = 3000) -> Iterator[tuple[int, Tensor]]:
         """Compute the frames of a recording block by block: the same numbers, in less memory
@@ -135,8 +105,7 @@ class FrameEmbedding(CAMPPlus):
         variance = (squares - total * mean.square()) / (total - 1).clamp(min=1)
         # rounding may leave less than nothing, and the gradient of the root of nothing is infinite
         deviation = variance.clamp(min=1e-8).sqrt()
-        linear, normalization = self.xvector["dense"].children()
-        embeddings = normalization(linear(torch.cat([mean, deviation], dim=1)[..., None])[..., 0])
+        embeddings = self.embed_statistics(torch.cat([mean, deviation], dim=1))
         return embeddings.masked_fill(count[:, None] == 0, torch.nan)
 
     def forward(self, waveforms: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -166,6 +135,72 @@ class FrameEmbedding(CAMPPlus):
         speaking = F.interpolate(speakers.float(), frames.shape[2], mode="nearest") > 0.5
         embeddings = self.pool(frames, speaking)
         return embeddings[:, 0] if weights.ndim == 2 else embeddings
+
+
+class FrameEmbedding(PooledFrames, CAMPPlus):
+    """CAM++ without context: no layer looks at averages over the chunk
+
+    Each frame depends on two seconds around it alone. Those of a recording can be computed once, block by block, and a
+    speaker's embedding is made of the mean and the deviation of the frames in which she speaks, be it in a chunk or in
+    all of a recording. Parameters are those of [`CAMPPlus`][pyannote_prune.models.CAMPPlus], and their names, too, but
+    for those of the context.
+
+    Parameters
+    ----------
+    **kwargs
+        As [`CAMPPlus`][pyannote_prune.models.CAMPPlus].
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for layer in self.layers():
+            del layer.cam_layer.linear1, layer.cam_layer.linear2
+
+    def layers(self) -> Iterator[Any]:
+        """Layers of the densely connected TDNN, from the first to the last"""
+        for name, part in self.xvector.items():
+            if name.startswith("block"):
+                yield from part.children()
+
+    @property
+    def reach(self) -> int:
+        """Number of frames of the filterbank that a frame depends on, on each side"""
+        dilations = sum(layer.cam_layer.linear_local.dilation[0] for layer in self.layers())
+        return _HEAD_REACH + _ENTRANCE_REACH + 2 * dilations
+
+    def frames(self, features: Tensor) -> Tensor:
+        """Compute frames
+
+        Parameters
+        ----------
+        features : (batch, num_features, num_mel_bins) Tensor
+            Of the filterbank, less their mean over the recording.
+
+        Returns
+        -------
+        frames : (batch, channels, num_frames) Tensor
+            Half as many as features, rounded up.
+        """
+        x = self.xvector["tdnn"](self.head(features.mT, None))
+        parts: Iterable[tuple[str, Any]] = self.xvector.items()
+        for name, part in parts:
+            if name.startswith("block"):
+                for layer in part.children():
+                    inner = layer.nonlinear2(layer.linear1(layer.nonlinear1(x)))
+                    x = torch.cat([x, layer.cam_layer.linear_local(inner)], dim=1)
+            elif name.startswith("transit"):
+                x = part(x)
+        return self.xvector["out_nonlinear"](x)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of a frame"""
+        return int(self.hparams.transitions[-1])
+
+    def embed_statistics(self, statistics: Tensor) -> Tensor:
+        """(num_speakers, 2 * channels) means and deviations -> (num_speakers, dimension)"""
+        linear, normalization = self.xvector["dense"].children()
+        return normalization(linear(statistics[..., None])[..., 0])
 
 
 @torch.inference_mode()

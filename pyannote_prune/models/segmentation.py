@@ -112,6 +112,19 @@ class SegmentationModel(Executed, VersionedCheckpoint, Model):
         """(batch, frames, features) -> (batch, frames, classes)"""
         return self.activation(self.classifier(self.head(features)))
 
+    @property
+    def shares_features(self) -> bool:
+        """Whether a frame of `local_features` depends on the samples below it alone, so that windows can share them"""
+        return False
+
+    def local_features(self, waveforms: Tensor) -> Tensor:
+        """First half of the model: (batch, samples) -> (batch, frames, features)"""
+        return self.features(waveforms)
+
+    def score(self, local_features: Tensor) -> Tensor:
+        """Second half of the model: (batch, frames, features) -> (batch, frames, classes)"""
+        return self.classify(local_features)
+
 
 def _shape(wavlm: str | Path | Mapping[str, Any] | PrunedWavLMConfig) -> PrunedWavLMConfig | None:
     """Shape of a backbone of random weights, None for a backbone that has weights."""
@@ -234,6 +247,21 @@ class WavLMSegmentation(SegmentationModel):
     def features(self, waveforms: Tensor) -> Tensor:
         """(batch, samples) -> (batch, frames, hidden_size)"""
         return self.mix(self.hidden_states(waveforms))
+
+    @property
+    def shares_features(self) -> bool:
+        """Whether a frame of `local_features` depends on the samples below it alone, so that windows can share them"""
+        return self.wavlm.has_local_features
+
+    def local_features(self, waveforms: Tensor) -> Tensor:
+        """What the Transformer is given: (batch, samples) -> (batch, frames, hidden_size)"""
+        return self.wavlm.local_features(waveforms)
+
+    def score(self, local_features: Tensor) -> Tensor:
+        """What follows: (batch, frames, hidden_size) -> (batch, frames, classes)"""
+        states = self.wavlm.encode(local_features).hidden_states
+        assert states is not None
+        return self.classify(self.mix(states))
 
     def mix(self, states: Sequence[Tensor]) -> Tensor:
         """Hidden states, each (batch, frames, hidden_size) -> (batch, frames, hidden_size)"""

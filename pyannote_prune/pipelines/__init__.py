@@ -2,6 +2,7 @@
 
 from pyannote_prune.pipelines.conversion import convert
 from pyannote_prune.pipelines.directory import write_pipeline
+from pyannote_prune.pipelines.exported import export
 from pyannote_prune.pipelines.speaker_diarization import SpeakerDiarization
 
-__all__ = ["SpeakerDiarization", "convert", "write_pipeline"]
+__all__ = ["SpeakerDiarization", "convert", "export", "write_pipeline"]

@@ -15,7 +15,15 @@ from pyannote_prune.checkpoints.sources import locate
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import load_segmentation
 from pyannote_prune.models.loading import from_diarizen
-from pyannote_prune.pipelines.directory import CLASS, CONFIG, INSIDE, read_config, write_pipeline, write_whole
+from pyannote_prune.pipelines.directory import (
+    CLASS,
+    CONFIG,
+    INSIDE,
+    check_destination,
+    read_config,
+    write_pipeline,
+    write_whole,
+)
 from pyannote_prune.pipelines.parts import (
     DEFAULT_EMBEDDING,
     DEFAULT_OPTIONS,
@@ -27,7 +35,7 @@ from pyannote_prune.pipelines.speaker_diarization import SpeakerDiarization
 # DiariZen's settings that pyannote's VBx has as constants
 _VBX_CONSTANTS = {"ahc_criterion": "distance", "lda_dim": 128, "max_iters": 20}
 # of pipelines on the hub, besides what `locate` downloads
-_FILES = ("embedding/*",)
+FILES = ("embedding/*",)
 # entries of a config.yaml that `write_pipeline` writes; "version" is the older spelling of a dependency
 _WRITTEN = ("format_version", "dependencies", "version", "pipeline", "params")
 
@@ -99,14 +107,13 @@ def convert(
         When the source is missing, damaged, unsafe to read or unknown, or the destination taken. When options of
         pipelines are given for a backbone.
     """
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise InputError(f"{destination} exists already: remove it, or name another destination.")
+    check_destination(destination)
     options = {"--embedding": embedding, "--half": half, "--safe": safe, "--settings-from": settings_from}
     of_pipelines = [name for name, value in options.items() if value not in (None, False)]
     settings = None
     if settings_from is not None:
-        settings = _directory_settings(locate(settings_from, token=token, also=_FILES))
-    path = locate(source, revision, token, also=_FILES)
+        settings = directory_settings(locate(settings_from, token=token, also=FILES))
+    path = locate(source, revision, token, also=FILES)
     if to_transformers:
         _refuse(of_pipelines, "--to-transformers writes a backbone")
         backbone = load_backbone(path)
@@ -118,13 +125,15 @@ def convert(
         model: Model | None = from_diarizen(repository, original)
         settings = settings or _diarizen_settings(repository, original)
     else:
+        if (path / "segmentation.onnx").is_file():
+            raise InputError(f"{source} is an exported pipeline: convert the one that it was exported from.")
         model = load_segmentation(path)
         if model is None:
             _refuse(of_pipelines, f"{source} is a backbone")
             write_whole(destination, load_backbone(path).save_pretrained)
             return destination
         if settings is None:
-            settings = _directory_settings(path) if (path / CONFIG).is_file() else Settings()
+            settings = directory_settings(path) if (path / CONFIG).is_file() else Settings()
     write_whole(
         destination,
         lambda directory: write_pipeline(
@@ -148,7 +157,14 @@ def _refuse(options: list[str], reason: str) -> None:
         raise InputError(f"{reason}, but {' and '.join(options)} can only be given for pipelines: leave it out.")
 
 
-def _directory_settings(directory: Path) -> Settings:
+def directory_settings(directory: Path) -> Settings:
+    """Settings of a pipeline directory of this package
+
+    Raises
+    ------
+    InputError
+        When it has none, or those of another package's pipeline.
+    """
     if not (directory / CONFIG).is_file():
         raise InputError(f"{directory} has no settings: expected a pipeline directory, with a {CONFIG}.")
     config = read_config(directory)

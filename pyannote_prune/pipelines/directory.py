@@ -69,11 +69,6 @@ def write_pipeline(
         When `embedding` or `plda` is not there.
     """
     options = dict(DEFAULT_OPTIONS if options is None else options)
-    clustering = options.setdefault("clustering", DEFAULT_OPTIONS["clustering"])
-    if parameters is None:
-        parameters = {"segmentation": {"min_duration_off": 0.0}}
-        if clustering in DEFAULT_PARAMETERS:
-            parameters["clustering"] = DEFAULT_PARAMETERS[clustering]
     name = SAFE if safe else PICKLED
     (directory / "segmentation").mkdir(parents=True)
     save_checkpoint(segmentation, directory / "segmentation" / name, half)
@@ -94,6 +89,37 @@ def write_pipeline(
     else:
         options["embedding"] = dict(embedding) if isinstance(embedding, Mapping) else str(embedding)
 
+    write_settings(directory, options, plda, parameters, other)
+
+
+def write_settings(
+    directory: Path,
+    options: Mapping[str, Any],
+    plda: Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    other: Mapping[str, Any] | None = None,
+) -> None:
+    """Write config.yaml, and `plda/`, into a pipeline directory that has models
+
+    Parameters
+    ----------
+    directory : Path
+    options : dict
+        Arguments of `SpeakerDiarization`, its models included.
+    plda, parameters, other : optional
+        As in [`write_pipeline`][].
+
+    Raises
+    ------
+    InputError
+        When `plda` is not there.
+    """
+    options = dict(options)
+    clustering = options.setdefault("clustering", DEFAULT_OPTIONS["clustering"])
+    if parameters is None:
+        parameters = {"segmentation": {"min_duration_off": 0.0}}
+        if clustering in DEFAULT_PARAMETERS:
+            parameters["clustering"] = DEFAULT_PARAMETERS[clustering]
     if plda is not None:
         (directory / "plda").mkdir()
         for file in PLDA_FILES:
@@ -145,6 +171,12 @@ def write_whole(destination: Path, write: Callable[[Path], None]) -> None:
         result = Path(temporary) / "result"
         write(result)
         os.replace(result, destination)
+
+
+def check_destination(destination: Path) -> None:
+    """Refuse, by an `InputError`, a directory to write that holds something."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise InputError(f"{destination} exists already: remove it, or name another destination.")
 
 
 def check_pipeline(pipeline: str) -> None:

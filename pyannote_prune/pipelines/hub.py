@@ -80,6 +80,8 @@ def read_directory(directory: Path) -> Contents:
         raise InputError(f"{path} does not describe a pipeline ({describe(error)}).") from error
 
     for key, model in models.items():
+        if model.endswith(".onnx"):
+            raise InputError(f"{directory} is an exported pipeline: publish the one that it was exported from.")
         if model.startswith(INSIDE):
             _check_model(directory / model.removeprefix(INSIDE), key)
         elif key == "segmentation" or not HUB_ID.fullmatch(model) or Path(model).exists():

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
 from pyannote.audio import Model
 from pyannote.audio.core.plda import PLDA
 from pyannote.audio.pipelines.utils import PipelineModel, PipelinePLDA
 
+from pyannote_prune.checkpoints.onnx_files import read_exported
+from pyannote_prune.errors import InputError
+from pyannote_prune.inference.onnx_models import OnnxModel, executed_by_onnx, through_onnx
 from pyannote_prune.models import load_model
 from pyannote_prune.pipelines.clustering import PortablePLDA
 
@@ -30,12 +34,64 @@ DEFAULT_PARAMETERS: dict[str, dict[str, Any]] = {
 }
 
 
-def load_part(model: PipelineModel, token: str | None, cache_dir: Path | str | None) -> Model:
-    """A model, read without running anything in its checkpoint."""
-    if isinstance(model, Model):
-        return model
-    arguments = dict(model) if isinstance(model, Mapping) else {"checkpoint": model}
-    return load_model(**{"token": token, "cache_dir": cache_dir, **arguments}).eval()
+BACKENDS = ("auto", "torch", "onnx")
+
+
+def load_part(
+    model: PipelineModel,
+    kind: str,
+    token: str | None = None,
+    cache_dir: Path | str | None = None,
+    backend: str = "auto",
+) -> Model:
+    """A model, read without running anything in its checkpoint
+
+    Parameters
+    ----------
+    model : Model, str, Path or dict
+        Exported ones are files, or subfolders, whose names end in ".onnx".
+    kind : {"segmentation", "embedding"}
+    token, cache_dir : optional
+    backend : {"auto", "torch", "onnx"}, optional
+        What executes it: "auto" (default) is ONNX Runtime for exported models, PyTorch for others.
+
+    Raises
+    ------
+    InputError
+        When there is no such model, or none that this backend can execute.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"--backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
+    if not isinstance(model, Model):
+        arguments = dict(model) if isinstance(model, Mapping) else {"checkpoint": model}
+        arguments = {"token": token, "cache_dir": cache_dir, **arguments}
+        name = str(arguments.get("subfolder") or arguments["checkpoint"])
+        if name.endswith(".onnx"):
+            model = executed_by_onnx(read_exported(_exported_file(**arguments), kind))
+        else:
+            model = load_model(**arguments).eval()
+    if backend == "torch" and isinstance(model, OnnxModel):
+        raise InputError(
+            f"{model.exported.source} is an exported model, which ONNX Runtime executes: for backend torch, take the "
+            "pipeline that it was exported from."
+        )
+    return through_onnx(model, kind) if backend == "onnx" else model
+
+
+def _exported_file(
+    checkpoint: str | Path,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """File of an exported model, which may be on the hub."""
+    path = Path(checkpoint)
+    if subfolder is None:
+        return path
+    if path.is_dir():
+        return path / subfolder
+    return Path(hf_hub_download(str(checkpoint), subfolder, revision=revision, token=token, cache_dir=cache_dir))
 
 
 def load_plda(plda: PipelinePLDA, token: str | None, cache_dir: Path | str | None) -> PLDA:
@@ -56,6 +112,15 @@ def is_foreign(embedding: PipelineModel) -> bool:
     )
 
 
-def name_of_part(model: PipelineModel) -> str:
+def not_downloaded(error: Exception, segmentation: PipelineModel, embedding: PipelineModel) -> InputError:
+    """What is told of models that the hub did not give"""
+    return InputError(
+        f"A model could not be downloaded from the hub ({type(error).__name__}; segmentation: "
+        f"{_name(segmentation)}, embedding: {_name(embedding)}). Without network, use local: "
+        "`convert --embedding FILE` puts an embedding into the pipeline directory."
+    )
+
+
+def _name(model: PipelineModel) -> str:
     """What a model is called in messages: a token may come with it."""
     return str(model["checkpoint"] if isinstance(model, Mapping) else model)

@@ -36,7 +36,11 @@ _EXPECTED = (
 
 
 def load_pipeline(
-    pipeline: str, device: str = "auto", revision: str | None = None, token: str | None = None
+    pipeline: str,
+    device: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+    backend: str | None = None,
 ) -> Pipeline:
     """Load a pipeline onto a device
 
@@ -50,6 +54,8 @@ def load_pipeline(
         Branch, tag or commit of the repository on the hub. Defaults to its main branch.
     token : str, optional
         For private and gated repositories. Defaults to that of `HF_TOKEN`, or of `hf auth login`.
+    backend : {"auto", "torch", "onnx"}, optional
+        As in [`SpeakerDiarization`][pyannote_prune.pipelines.SpeakerDiarization]. Defaults to that of config.yaml.
 
     Returns
     -------
@@ -76,6 +82,8 @@ def load_pipeline(
                 origin, revision = pipeline, path.parent.name
             config = read_config(path)
             _check_classes(config, path)
+            if backend is not None:
+                _set_backend(config, backend, path)
             # formats have a version of their own; directories of older releases depend on that of the package
             dependencies = config.get("dependencies")
             if isinstance(dependencies, dict):
@@ -94,6 +102,14 @@ def load_pipeline(
     except _EXPECTED as error:
         raise InputError(f"{pipeline} could not be loaded ({describe(error)}).") from error
     return loaded.to(target)
+
+
+def _set_backend(config: dict[str, Any], backend: str, path: Path) -> None:
+    """Take another backend than that of the config.yaml, which must be of a pipeline that has one."""
+    name = config["pipeline"]["name"]
+    if not name.startswith("pyannote_prune."):
+        raise InputError(f"--backend {backend} is for pipelines of pyannote_prune, but {path} describes a {name}.")
+    config["pipeline"]["params"]["backend"] = backend
 
 
 def _check_classes(config: Mapping[str, Any], path: Path) -> None:

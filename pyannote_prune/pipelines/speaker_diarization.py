@@ -24,7 +24,7 @@ from pyannote_prune.inference.chunks import embed_chunks, embedding_masks, fold_
 from pyannote_prune.inference.memory import within_memory
 from pyannote_prune.inference.whole import embed_recording
 from pyannote_prune.inference.windows import SegmentationInference
-from pyannote_prune.models import FrameEmbedding
+from pyannote_prune.models.frame_embedding import PooledFrames
 from pyannote_prune.pipelines.bounds import check_bounds, warn_if_outside, with_defaults
 from pyannote_prune.pipelines.clustering import save_memory
 from pyannote_prune.pipelines.parameters import check_options
@@ -34,7 +34,7 @@ from pyannote_prune.pipelines.parts import (
     is_foreign,
     load_part,
     load_plda,
-    name_of_part,
+    not_downloaded,
 )
 from pyannote_prune.pipelines.reconstruction import ClusteredSegmentations, to_diarization
 from pyannote_prune.pipelines.recording import check_file, decode
@@ -97,6 +97,9 @@ class SpeakerDiarization(WithTurnDurations):
     normalize : bool, optional
         Take out a constant offset, and bring each recording to one level, for models that are sensitive to them.
         Defaults to False.
+    backend : {"auto", "torch", "onnx"}, optional
+        What executes the models: "auto" (default) is ONNX Runtime for exported ones, PyTorch for others. "onnx" exports
+        those of PyTorch in memory, which takes a minute: [`export`][pyannote_prune.pipelines.export] does so once.
     clustering_rules : mapping, optional
         Fields of [`ClusteringRules`][pyannote_prune.pipelines.rules.ClusteringRules], for agglomerative and VBx
         clustering. Default to those of pyannote.audio; pipelines converted from DiariZen have its own.
@@ -133,6 +136,7 @@ class SpeakerDiarization(WithTurnDurations):
         max_speakers: int | None = None,
         precision: str = "auto",
         normalize: bool = False,
+        backend: str = "auto",
         clustering_rules: Mapping[str, Any] | None = None,
     ) -> None:
         if segmentation is None:
@@ -147,16 +151,14 @@ class SpeakerDiarization(WithTurnDurations):
         )
         check_bounds(min_speakers=min_speakers, max_speakers=max_speakers)
         rules = ClusteringRules.read(clustering_rules or {})
-        models = {}
         try:
-            models["segmentation"] = load_part(segmentation, token, cache_dir)
+            where = (token, cache_dir, backend)
             unloaded = clustering == "OracleClustering" or is_foreign(embedding)
-            models["embedding"] = embedding if unloaded else load_part(embedding, token, cache_dir)
             super().__init__(
                 legacy=legacy,
-                segmentation=models["segmentation"],
+                segmentation=load_part(segmentation, "segmentation", *where),
                 segmentation_step=segmentation_step,
-                embedding=models["embedding"],
+                embedding=embedding if unloaded else load_part(embedding, "embedding", *where),
                 embedding_exclude_overlap=embedding_exclude_overlap,
                 plda=load_plda(plda, token, cache_dir) if clustering == "VBxClustering" else NoPLDA(),
                 clustering=clustering,
@@ -167,11 +169,7 @@ class SpeakerDiarization(WithTurnDurations):
                 cache_dir=cache_dir,
             )
         except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-            raise InputError(
-                f"A model could not be downloaded from the hub ({type(error).__name__}; segmentation: "
-                f"{name_of_part(segmentation)}, embedding: {name_of_part(embedding)}). Without network, use local: "
-                "`convert --embedding FILE` puts an embedding into the pipeline directory."
-            ) from error
+            raise not_downloaded(error, segmentation, embedding) from error
         # as upstream has them: what was asked for, rather than a second reference to each model
         for name, model in {"segmentation_model": segmentation, "embedding": embedding}.items():
             if not isinstance(model, Model):
@@ -342,7 +340,7 @@ class SpeakerDiarization(WithTurnDurations):
 
         embedding: Any = speaker_embedding(self)
         masks = embedding_masks(embedding, binary_segmentations, exclude_overlap)
-        if isinstance(embedding.model_, FrameEmbedding):
+        if isinstance(embedding.model_, PooledFrames):
             waveform, _ = audio_reader(self)(file)
             window = binary_segmentations.sliding_window
             embeddings = embed_recording(embedding.model_, waveform, masks, window, progress)
