@@ -1,5 +1,8 @@
 """The configuration tree: every recipe composes, every corpus is understood by pyannote.database."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_dir
 from pyannote.database.registry import Registry
@@ -7,6 +10,7 @@ from pyannote.database.registry import Registry
 from pyannote_prune.cli.application import config_directory
 from pyannote_prune.pruning import UNIT_KINDS
 
+DOCS = Path(__file__).parents[2] / "docs"
 RECIPES = sorted(path.stem for path in (config_directory() / "recipe").glob("*.yaml"))
 CORPORA = sorted(path.stem for path in (config_directory() / "database").glob("*.yml"))
 
@@ -31,6 +35,19 @@ def test_recipe(recipe):
         assert targets[-1] == (0.9 if "s90" in recipe else 0.8)
     for phase in config.prune:
         assert set(phase.task.kinds) <= set(UNIT_KINDS)
+
+
+def test_switches_of_the_published_recipe():
+    """All that the documentation names to get it, at once."""
+    section = (DOCS / "compress.md").read_text().split("### Differences from the published recipe")[1].split("\n## ")[0]
+    switches = " ".join(re.findall(r"`([+\w.]+=[^`]+)`", section)).split()
+    assert {"task.chunk_shift=6", "task.monitor=loss", "average_finetuned=5", "new_head=true"} <= set(switches)
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        config = compose("compress", ["directory=somewhere", "protocol=X.SpeakerDiarization.Y", *switches])
+    assert config.trainer.devices == config.trainer.accumulate_grad_batches == 4
+    assert config.prune[0].task.batch_size == 8
+    assert config.distil.patience == 5
+    assert not config.get("scheduler")
 
 
 @pytest.mark.parametrize("name", CORPORA)
