@@ -152,6 +152,7 @@ class Reader:
             *words, _, target = words
         outputs = {
             "convert": words[2:3],
+            "export": words[2:3],
             "compress": [word.partition("=")[2] for word in words if word.startswith("directory=")],
         }
         # what a page makes is not there before

@@ -29,6 +29,13 @@ def speed(
     precision: Annotated[list[str], typer.Option(help="float32, float16 or bfloat16; may be repeated.")] = ["float32"],  # noqa: B006
     device: Device = "auto",
     repeats: Annotated[int, typer.Option(help="Rounds, of which the median is reported.")] = 5,
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx",
+            help="Also time ONNX Runtime, in float32 and int8. Exporting takes minutes. Needs pyannote-prune[onnx].",
+        ),
+    ] = False,
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,
 ) -> None:
@@ -43,7 +50,7 @@ def speed(
 
     sources = source or ["wavlm-base-plus", "wavlm-base-s80-md"]
     with _progress() as tell:
-        results = benchmark_backbones(sources, duration, batch_size, precision, device, repeats, tell)
+        results = benchmark_backbones(sources, duration, batch_size, precision, device, repeats, tell, onnx)
     print_results(results, as_json, as_markdown)
 
 

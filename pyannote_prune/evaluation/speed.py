@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from transformers import WavLMConfig, WavLMModel
 
 from pyannote_prune.checkpoints import load_backbone
+from pyannote_prune.checkpoints.onnx_files import import_onnx, quantize
 from pyannote_prune.checkpoints.sources import check_source
 from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation.results import Column, Results, with_values
 from pyannote_prune.evaluation.timing import check_positive, machine, matmul_peak, median_seconds, silent, synchronize
 from pyannote_prune.inference.devices import find_device
+from pyannote_prune.inference.onnx_graphs import backbone_graph
+from pyannote_prune.inference.onnx_models import make_session
 from pyannote_prune.inference.prepare import PRECISIONS, prepare
 from pyannote_prune.pruning import total_cost
 from pyannote_prune.pruning.cost import SAMPLE_RATE
@@ -76,6 +79,7 @@ def benchmark_backbones(
     device: str = "auto",
     repeats: int = 5,
     tell: Callable[[str], object] = silent,
+    onnx: bool = False,
 ) -> Results:
     """Time backbones, and the dense architectures they come from, in one run
 
@@ -95,6 +99,8 @@ def benchmark_backbones(
         Counted rounds, of which the median is reported.
     tell : callable, optional
         Told what is going on.
+    onnx : bool, optional
+        Export each source, and time it in ONNX Runtime, too, in float32 and in int8. Defaults to False.
 
     Returns
     -------
@@ -116,6 +122,8 @@ def benchmark_backbones(
         if precision not in PRECISIONS:
             raise InputError(f"Unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}.")
     target = find_device(device)
+    if onnx:
+        import_onnx("onnxruntime", "--onnx")
 
     for source in sources:
         check_source(source)
@@ -124,7 +132,7 @@ def benchmark_backbones(
     for duration in durations:
         if any(backbone.num_frames(_num_samples(duration)) < 1 for backbone in backbones.values()):
             raise InputError(f"duration must be enough for one frame, got {duration:g} s.")
-    candidates = _candidates(backbones)
+    candidates = _candidates(backbones, target if onnx else None, tell)
 
     fix_reproducibility(target)  # as pyannote's pipelines run: without TensorFloat-32
     rows: list[dict[str, Any]] = []
@@ -157,8 +165,10 @@ def _load(source: str) -> PrunedWavLMModel:
     return load_backbone(source)
 
 
-def _candidates(backbones: Mapping[str, PrunedWavLMModel]) -> list[Candidate]:
-    """By families: the dense architecture in both libraries, then ours."""
+def _candidates(
+    backbones: Mapping[str, PrunedWavLMModel], onnx: torch.device | None, tell: Callable[[str], object]
+) -> list[Candidate]:
+    """By families: the dense architecture in both libraries, then ours, and the same in ONNX Runtime on a device."""
     families: dict[str, list[Candidate]] = {}
     for source, backbone in backbones.items():
         family, dense = dense_family(source, backbone.config)
@@ -169,7 +179,27 @@ def _candidates(backbones: Mapping[str, PrunedWavLMModel]) -> list[Candidate]:
                 for library, (module, forward) in theirs.items()
             ]
         families[family].append(Candidate(source, "pyannote-prune", family, backbone.config, backbone, backbone))
+        if onnx is not None:
+            tell(f"exporting {source}")
+            for name, forward in _in_onnxruntime(backbone, onnx).items():
+                families[family].append(Candidate(source, name, family, backbone.config, nn.Identity(), forward))
     return [candidate for members in families.values() for candidate in members]
+
+
+def _in_onnxruntime(backbone: PrunedWavLMModel, device: torch.device) -> dict[str, Callable[[Tensor], object]]:
+    """By name: float32, and large products in int8."""
+    graph = backbone_graph(backbone)
+    sessions = {
+        name: make_session(content.SerializeToString(), name, device)
+        for name, content in {"onnxruntime": graph, "onnxruntime, int8": quantize(graph)}.items()
+    }
+
+    def run(session: Any, waveforms: Tensor) -> object:
+        if waveforms.dtype != torch.float32:
+            raise TypeError(f"exported in float32, not for {waveforms.dtype}")
+        return session.run(None, {"x": waveforms.unsqueeze(1).cpu().numpy()})
+
+    return {name: partial(run, session) for name, session in sessions.items()}
 
 
 def _of_transformers(dense: PrunedWavLMConfig) -> tuple[nn.Module, Callable[[Tensor], object]]:

@@ -17,7 +17,9 @@ from pyannote_prune.inference.derive import derive
 from pyannote_prune.models.embedding import CAMPPlus
 from pyannote_prune.models.frame_embedding import FrameEmbedding
 from pyannote_prune.models.segmentation import SegmentationModel
+from pyannote_prune.pruning.cost import SAMPLE_RATE
 from pyannote_prune.upstream import BaseWeSpeakerResNet
+from pyannote_prune.wavlm import PrunedWavLMModel
 from pyannote_prune.wavlm.positional import NormalizedConv1d
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -91,6 +93,36 @@ def segmentation_graph(model: Model, precision: str = "float32") -> Any:
     }
     describe_graph(graph, description, others)
     return graph
+
+
+def backbone_graph(backbone: PrunedWavLMModel) -> Any:
+    """Export a backbone
+
+    Parameters
+    ----------
+    backbone : PrunedWavLMModel
+
+    Returns
+    -------
+    graph : onnx.ModelProto
+        From `x`, (batch, 1, samples) waveforms, to `states`, (layers + 1, batch, frames, hidden_size), the input of the
+        first layer and the output of each.
+
+    Raises
+    ------
+    InputError
+        When packages are missing.
+    """
+    plain = _plain(backbone)
+    waveforms = torch.zeros(2, 1, 2 * SAMPLE_RATE)
+    with torch.no_grad():
+        features = _Front(plain)(waveforms)
+    return join(
+        [
+            export_graph(_Front(plain), waveforms, "x", LOCAL_FEATURES, {0: "batch", 2: "samples"}),
+            export_graph(_States(plain), features, LOCAL_FEATURES, "states", {0: "batch", 1: "frames"}),
+        ]
+    )
 
 
 def embedding_graph(model: Model) -> Any:
@@ -178,7 +210,7 @@ def check_embedding(model: Any) -> None:
         raise InputError("A ResNet of WeSpeaker that centres its filterbank over a span cannot be exported.")
 
 
-def _plain(model: Model) -> Any:
+def _plain(model: nn.Module) -> Any:
     """A copy on the CPU, in evaluation mode, whose normalised weights are plain."""
     return derive(copy.deepcopy(model).cpu().eval(), {NormalizedConv1d: freeze_weight})
 
@@ -199,6 +231,11 @@ class _Front(_Part):
 class _Back(_Part):
     def forward(self, features: Tensor) -> Tensor:
         return self.model.score(features.to(self.model.classifier.weight.dtype)).float()
+
+
+class _States(_Part):
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.stack(self.model.encode(features).hidden_states)
 
 
 class _Enter(_Part):

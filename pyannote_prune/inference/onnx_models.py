@@ -28,6 +28,35 @@ from pyannote_prune.models.frame_embedding import PooledFrames
 _CUDA = "CUDAExecutionProvider"
 
 
+def make_session(content: bytes, source: str, device: torch.device) -> Any:
+    """Session of ONNX Runtime
+
+    Parameters
+    ----------
+    content : bytes
+        Of an ONNX file.
+    source : str
+        Its name, for messages.
+    device : torch.device
+        Where to compute, if the installed package can; otherwise on the CPU, with as many threads as PyTorch.
+
+    Raises
+    ------
+    InputError
+        When ONNX Runtime is not installed, or cannot run the graph.
+    """
+    runtime = import_onnx("onnxruntime", source)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    available = runtime.get_available_providers()
+    providers = [name for name in (_CUDA,) if device.type == "cuda" and name in available]
+    try:
+        return runtime.InferenceSession(content, options, providers=[*providers, "CPUExecutionProvider"])
+    except Exception as error:  # of classes that ONNX Runtime keeps to itself
+        raise InputError(f"ONNX Runtime cannot run {source} ({describe(error)}).") from error
+
+
 class OnnxModel(Model):
     """A model that ONNX Runtime executes
 
@@ -91,22 +120,11 @@ class OnnxModel(Model):
         """
         key = (start, end)
         if key not in self._sessions:
-            self._sessions[key] = self._session(self.exported.part(start, end))
+            content = self.exported.part(start, end)
+            self._sessions[key] = make_session(content, self.exported.source, self.device)
         session = self._sessions[key]
         array = np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
         return torch.from_numpy(session.run([end], {start: array})[0]).to(self.device)
-
-    def _session(self, content: bytes) -> Any:
-        runtime = import_onnx("onnxruntime", self.exported.source)
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        available = runtime.get_available_providers()
-        providers = [name for name in (_CUDA,) if self.device.type == "cuda" and name in available]
-        try:
-            return runtime.InferenceSession(content, options, providers=[*providers, "CPUExecutionProvider"])
-        except Exception as error:  # of classes that ONNX Runtime keeps to itself
-            raise InputError(f"ONNX Runtime cannot run {self.exported.source} ({describe(error)}).") from error
 
 
 class OnnxSegmentation(OnnxModel):

@@ -11,7 +11,7 @@ from pyannote_prune.errors import InputError, describe
 from pyannote_prune.pipelines.directory import CONFIG, check_pipeline
 
 # files that a pipeline computes with: its README may change
-_COMPUTED_WITH = (".yaml", ".bin", ".ckpt", ".npz", ".safetensors", ".json")
+_COMPUTED_WITH = (".yaml", ".bin", ".ckpt", ".npz", ".onnx", ".safetensors", ".json")
 
 
 def fingerprint(source: str) -> str:

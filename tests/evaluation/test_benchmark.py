@@ -130,6 +130,17 @@ def test_counts_and_ratios(run, known_peak):
         assert row["note"] is None
 
 
+def test_onnxruntime_takes_turns(tiny, known_peak):
+    pytest.importorskip("onnxruntime")
+    report = speed.benchmark_backbones(
+        [str(tiny)], precisions=["float32", "bfloat16"], durations=[1.0], repeats=1, onnx=True
+    )
+    rows = [row for row in report.rows if row["implementation"].startswith("onnxruntime")]
+    assert [row["implementation"] for row in rows] == 2 * ["onnxruntime", "onnxruntime, int8"]
+    assert all(row["milliseconds"] > 0 and row["speedup"] > 0 for row in rows[:2])
+    assert all("exported in float32" in row["note"] for row in rows[2:])
+
+
 def test_macs_are_those_of_the_duration(tiny, known_peak):
     report = speed.benchmark_backbones([str(tiny)], durations=[1.5, 0.5], batch_sizes=[1, 2], device="cpu", repeats=1)
     settings = [(row["duration"], row["batch_size"]) for row in report.rows]

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 
 from pyannote_prune.checkpoints.onnx_files import describe_graph
@@ -18,8 +19,9 @@ from pyannote_prune.inference.onnx_models import OnnxEmbedding, OnnxSegmentation
 from pyannote_prune.models import load_model
 from pyannote_prune.pipelines import export, write_pipeline
 from pyannote_prune.pipelines.exported import EXAMPLE
+from pyannote_prune.pipelines.fingerprint import fingerprint
 from pyannote_prune.pipelines.pretrained import load_pipeline
-from pyannote_prune.upstream import embedding_network, segmentation_inference, speaker_embedding
+from pyannote_prune.upstream import Powerset, embedding_network, segmentation_inference, speaker_embedding
 from tests.inference.test_onnx_models import pruned
 from tests.inference.test_prepare import segmentation_of
 from tests.models.test_embedding import small as small_campplus
@@ -82,7 +84,8 @@ def test_the_example(exported, short):
         assert " s: speaker " in line
 
 
-def test_sherpa_onnx_runs_it(exported, short):
+def test_sherpa_onnx_runs_it(original, exported, short):
+    """Of one window, it tells what the segmentation model says; of a recording, turns."""
     sherpa_onnx = pytest.importorskip("sherpa_onnx")
     pyannote = sherpa_onnx.OfflineSpeakerSegmentationPyannoteModelConfig(model=str(exported / "segmentation.onnx"))
     diarization = sherpa_onnx.OfflineSpeakerDiarization(
@@ -90,12 +93,28 @@ def test_sherpa_onnx_runs_it(exported, short):
             segmentation=sherpa_onnx.OfflineSpeakerSegmentationModelConfig(pyannote=pyannote),
             embedding=sherpa_onnx.SpeakerEmbeddingExtractorConfig(model=str(exported / "embedding.onnx")),
             clustering=sherpa_onnx.FastClusteringConfig(num_clusters=2),
+            min_duration_on=0.0,
+            min_duration_off=0.0,
         )
     )
     assert diarization.sample_rate == 16000
     samples, _ = soundfile.read(short, dtype="float32")
     turns = diarization.process(samples).sort_by_start_time()
     assert all(0 <= turn.start < turn.end <= 12.5 for turn in turns)
+
+    model = load_model(original / "segmentation").eval()
+    decode = Powerset(3, 2).to_multilabel
+    for start in range(0, 160_000, 32_000):
+        window = samples[start : start + 32_000] * np.linspace(0, 20, 32_000, dtype=np.float32)
+        with torch.inference_mode():
+            expected = decode(model(torch.from_numpy(window)[None, None]))[0].numpy()
+        found = np.zeros_like(expected)
+        for turn in diarization.process(window).sort_by_start_time():
+            # in frames of 20 ms, of which the first has its middle at 12.5
+            first, last = (round((time - 0.0125) / 0.02) for time in (turn.start, turn.end))
+            found[first:last, turn.speaker] = 1
+        # the last frame ends no turn
+        np.testing.assert_array_equal(found[:-1], expected[:-1])
 
 
 def test_an_embedding_that_cannot_be_exported_stays(untrained, original, exported, tmp_path, monkeypatch):
@@ -112,6 +131,12 @@ def test_an_embedding_that_cannot_be_exported_stays(untrained, original, exporte
     kept, given = (load_model(path).state_dict() for path in (directory / "embedding", untrained / "embedding"))
     assert all((kept[name] == tensor).all() for name, tensor in given.items())
     assert isinstance(segmentation_inference(load_pipeline(str(directory), "cpu")).model, OnnxSegmentation)
+
+
+def test_results_of_one_export_are_not_taken_for_those_of_another(copied):
+    before = fingerprint(str(copied))
+    other_version(copied / "segmentation.onnx", 2)
+    assert fingerprint(str(copied)) != before
 
 
 def other_version(path, version):
