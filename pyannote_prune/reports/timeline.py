@@ -72,7 +72,7 @@ def plot_timeline(diarization: Annotation, waveform: np.ndarray, sample_rate: in
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=heights)
         upper.set_title(f"{diarization.uri}, {clock(duration)}")
         _draw_waveform(upper, waveform, duration)
-        _draw_lanes(lower, lanes, diarization.get_overlap())
+        _draw_lanes(lower, lanes, diarization)
         lower.set_xlim(0, duration)
         step = next((step for step in _TICKS if duration / step <= _MAX_TICKS), _TICKS[-1])
         lower.xaxis.set_major_locator(MultipleLocator(step))
@@ -122,11 +122,11 @@ def _draw_waveform(axes: Axes, waveform: np.ndarray, duration: float) -> None:
     axes.tick_params(bottom=False, labelbottom=False)
 
 
-def _draw_lanes(axes: Axes, lanes: Mapping[str, Timeline], overlaps: Timeline) -> None:
-    speakers = list(lanes)
-    overlap = [(segment.start, segment.duration) for segment in overlaps]
+def _draw_lanes(axes: Axes, lanes: Mapping[str, Timeline], diarization: Annotation) -> None:
+    speakers, known = list(lanes), set(diarization.labels())
+    overlap = [(segment.start, segment.duration) for segment in diarization.get_overlap()]
     for lane, speaker in enumerate(speakers):
-        color = PALETTE[lane % len(PALETTE)]
+        color = PALETTE[lane % len(PALETTE)] if speaker in known else GREY
         turns = [(segment.start, segment.duration) for segment in lanes[speaker]]
         # a line around, for turns that are shorter than a pixel
         axes.broken_barh(turns, (lane - 0.38, 0.76), facecolor=color, edgecolor=color, linewidth=0.5)

@@ -90,7 +90,7 @@ def test_training_file_that_vanished(late, num_workers, monkeypatch, tmp_path, c
             (tmp_path / f"{name}.wav").unlink(missing_ok=True)
 
     if late:  # once everything was checked
-        monkeypatch.setattr("pyannote_prune.training.callbacks.ProgressBar.on_train_epoch_start", vanish)
+        monkeypatch.setattr("pyannote_prune.training.callbacks.EpochLog.on_train_epoch_start", vanish)
     else:
         vanish()
     arguments = (*ARGUMENTS, f"hydra.run.dir={tmp_path / 'run'}", f"task.num_workers={num_workers}")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyannote.core import Annotation, Segment
 
-from pyannote_prune.reports.timeline import plot_timeline, speaker_lanes
+from pyannote_prune.reports.timeline import GREY, plot_timeline, speaker_lanes
 
 
 def conversation(speakers):
@@ -40,6 +40,7 @@ def test_a_page_of_lanes(tmp_path):
     plot_timeline(conversation(60), np.zeros(60 * 61 * 50), 100, tmp_path / "many.svg")
     drawn = (tmp_path / "many.svg").read_text()
     assert ">41 others</text>" in drawn
+    assert GREY in drawn.split('id="axes_2"')[1]
     assert ">SPEAKER_60</text>" in drawn
     assert ">SPEAKER_41</text>" not in drawn
     height = float(drawn.split('height="')[1].split("pt")[0])
