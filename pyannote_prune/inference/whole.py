@@ -12,6 +12,8 @@ from torch import Tensor
 
 # seconds of the filterbank that are computed at a time
 _BLOCK = 60
+# speakers of chunks that are embedded at a time
+_MANY_SUMS = 4096
 
 
 @torch.inference_mode()
@@ -68,7 +70,8 @@ def embed_recording(
         sums[inside] += (weights @ frames).unflatten(0, (-1, num_speakers))
         squares[inside] += (weights @ frames.square()).unflatten(0, (-1, num_speakers))
         progress(int((starts + chunks.duration <= times[-1]).sum()), num_chunks)
-    embeddings = model.embed_sums(count.flatten(), sums.flatten(0, 1), squares.flatten(0, 1))
+    parts = (tensor.flatten(0, 1).split(_MANY_SUMS) for tensor in (count[..., None], sums, squares))
+    embeddings = torch.cat([model.embed_sums(number[:, 0], total, square) for number, total, square in zip(*parts)])
     progress(num_chunks, num_chunks)
     return embeddings.unflatten(0, count.shape).cpu().numpy()
 
@@ -81,9 +84,12 @@ def _features(model: Any, waveform: Tensor) -> Tensor:
         waveform = torch.nn.functional.pad(waveform, (0, missing))
     size = _BLOCK * model.hparams.sample_rate // filterbank.step
     total = (waveform.shape[1] - filterbank.size) // filterbank.step + 1
-    blocks = []
+    features = torch.empty(0)
     for start in range(0, total, size):
         last = min(start + size, total) - 1
         samples = waveform[:, start * filterbank.step : last * filterbank.step + filterbank.size]
-        blocks.append(filterbank(samples[None].to(model.device))[0])
-    return torch.cat(blocks)
+        block = filterbank(samples[None].to(model.device))[0]
+        # not joined afterwards: those of hours would be there twice
+        features = block.new_empty(total, block.shape[1]) if start == 0 else features
+        features[start : last + 1] = block
+    return features

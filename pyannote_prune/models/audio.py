@@ -12,6 +12,7 @@ from io import IOBase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
@@ -136,14 +137,17 @@ class Audio(UpstreamAudio):
         try:
             with _open(file["audio"]) as reader:
                 channel = self._choose_channel(reader, file.get("channel"))
-                blocks = []
+                samples = np.empty((0, 1), dtype=np.float32)
                 energies = torch.zeros(reader.channels)
                 # `reader.blocks` would fill up what is missing of a damaged file with whatever is in memory
                 while len(block := reader.read(_BLOCK * reader.samplerate, dtype="float32", always_2d=True)):
-                    blocks.append(self._mix(block, channel))
+                    mixed = self._mix(block, channel)
+                    # grows in place: joined afterwards, hours of samples would be there twice
+                    samples.resize((len(samples) + len(mixed), mixed.shape[1]), refcheck=False)
+                    samples[-len(mixed) :] = mixed
                     if reader.channels > 1:
                         energies += torch.from_numpy(block).square().sum(dim=0)
-                waveform = torch.cat(blocks, dim=1) if blocks else torch.empty(1, 0)
+                waveform = torch.from_numpy(samples).T
                 if self.mono == "downmix" and channel is None and _cancel(energies, waveform):
                     return self({**file, "channel": _loudest(energies)})
                 _warn_if_truncated(file, reader, waveform.shape[1])
@@ -214,7 +218,7 @@ class Audio(UpstreamAudio):
                 channel = self._choose_channel(reader, file.get("channel"))
                 reader.seek(min(first, reader.frames))
                 block = reader.read(max(0, last - first), dtype="float32", always_2d=True)
-                waveform = F.pad(self._mix(block, channel), (first - start, 0))
+                waveform = F.pad(torch.from_numpy(self._mix(block, channel)).T, (first - start, 0))
                 waveform = F.pad(waveform, (0, wanted - waveform.shape[1]))
                 return self.downmix_and_resample(waveform, rate)
         except _UnknownFormatError:
@@ -240,12 +244,11 @@ class Audio(UpstreamAudio):
             return channel
         return random.randrange(reader.channels) if self.mono == "random" else None
 
-    def _mix(self, block: Any, channel: int | None) -> Tensor:
-        """(samples, channels) array -> (channels, samples) Tensor, of one channel where one is wanted"""
-        waveform = torch.from_numpy(block.T)
+    def _mix(self, block: np.ndarray, channel: int | None) -> np.ndarray:
+        """(samples, channels) -> (samples, channels), of one channel where one is wanted"""
         if channel is not None:
-            return waveform[channel : channel + 1]
-        return waveform.mean(dim=0, keepdim=True) if self.mono == "downmix" and len(waveform) > 1 else waveform
+            return block[:, channel : channel + 1]
+        return block.mean(axis=1, keepdims=True) if self.mono == "downmix" and block.shape[1] > 1 else block
 
 
 def _require_ffmpeg(file: AudioFile) -> None:

@@ -236,7 +236,7 @@ class VBxClustering(_Ruled, UpstreamVBxClustering):
         normalized = _normalize(some)
         dendrogram = linkage(normalized, method="centroid", metric="euclidean")
         features = self.plda(some)
-        responsibilities = self._infer(cut_dendrogram(dendrogram, self.threshold), features, self.Fb)
+        responsibilities = self._infer(cut_dendrogram(dendrogram, self.threshold), features)
         if self.rules.min_speaker_share > 0:
             responsibilities = self._merge_small(normalized, responsibilities)
         found = responsibilities.shape[1]
@@ -263,10 +263,12 @@ class VBxClustering(_Ruled, UpstreamVBxClustering):
             return with_unassigned(hard, soft, centroids)
         return hard, soft, centroids
 
-    def _infer(self, initial: np.ndarray, features: np.ndarray, regularization: float) -> np.ndarray:
+    def _infer(self, initial: np.ndarray, features: np.ndarray, relaxation: float = 1.0) -> np.ndarray:
         """(num_embeddings, num_clusters) responsibilities of the clusters that VBx keeps."""
+        size = self.rules.reference_size
+        regularization = self.Fb if size is None else self.Fb * max(1.0, len(features) / size)
         responsibilities, priors = cluster_vbx(
-            initial, features, self.plda.phi, Fa=self.Fa, Fb=regularization, maxIters=VBX_ITERATIONS
+            initial, features, self.plda.phi, Fa=self.Fa, Fb=regularization / relaxation, maxIters=VBX_ITERATIONS
         )
         return responsibilities[:, priors > VBX_LEAST_PRIOR]
 
@@ -283,7 +285,7 @@ class VBxClustering(_Ruled, UpstreamVBxClustering):
         """Responsibilities of as many clusters: VBx starts with the best cut, less regularized where it drops some."""
         initial = best_cut(normalized, dendrogram, num_clusters, max(1, round(VBX_LEAST_SHARE * len(normalized))))
         for halvings in range(VBX_HALVINGS):
-            responsibilities = self._infer(initial, features, self.Fb / 2**halvings)
+            responsibilities = self._infer(initial, features, 2**halvings)
             if responsibilities.shape[1] == initial.max() + 1:
                 return responsibilities
         return np.eye(initial.max() + 1)[initial]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping
 from io import IOBase
@@ -128,15 +129,16 @@ def decode(
 
     if waveform.shape[1] == 0:
         raise InputError(f"{name} is empty: it has no samples.")
-    if not torch.isfinite(waveform).all():
+    lowest, highest = (extreme.item() for extreme in waveform.aminmax())
+    if not math.isfinite(highest - lowest):
         raise InputError(f"{name} has samples that are not finite numbers.")
-    loudest = waveform.abs().max().item()
+    loudest = max(-lowest, highest)
     if loudest > _LOUDEST:
         raise InputError(f"{name} has samples as large as {loudest:.3g}: expected numbers in [-1, 1].")
     waveform = waveform.float()
     if normalize:
-        waveform = waveform - waveform.mean()
-        # without copies from here on: hours of samples are gigabytes
+        # without copies but of what the caller has: hours of samples are gigabytes
+        waveform = waveform - waveform.mean() if "waveform" in file else waveform.sub_(waveform.mean())
         size = min(max(1, sample_rate // 50), waveform.shape[1])
         frames = waveform[0, : waveform.shape[1] // size * size].view(-1, size)
         levels = torch.linalg.vector_norm(frames, dim=1) / size**0.5

@@ -32,6 +32,10 @@ class ClusteringRules:
     min_speaker_share : float, optional
         Least share of the clustered embeddings of a speaker: those with less are merged with the most similar one that
         has as many. `min_cluster_size` is a number of chunks, of which long recordings have many. Defaults to 0.
+    reference_size : int, optional
+        With VBx clustering, number of embeddings that `Fb` is meant for. Of more, `Fb` grows in proportion: otherwise
+        the evidence for speakers grows with the length of a recording, and their regularization does not. Defaults to
+        pyannote.audio's: the same `Fb` for any number.
     """
 
     min_solo_ratio: float | None = None
@@ -40,6 +44,7 @@ class ClusteringRules:
     assign_silent_speakers: bool = False
     unassigned_as_speaker: bool = False
     min_speaker_share: float = 0.0
+    reference_size: int | None = None
 
     @classmethod
     def read(cls, options: Mapping[str, Any]) -> ClusteringRules:
@@ -57,6 +62,9 @@ class ClusteringRules:
             if name in ("min_solo_ratio", "min_speaker_share"):
                 if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                     raise InputError(f"{name} of clustering_rules must be between 0 and 1, got {value!r}.")
+            elif name == "reference_size":
+                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                    raise InputError(f"{name} of clustering_rules must be a whole number above 0, got {value!r}.")
             elif not isinstance(value, bool):
                 raise InputError(f"{name} of clustering_rules must be true or false, got {value!r}.")
         return cls(**options)

@@ -245,6 +245,23 @@ def test_ghosts(method, times, tmp_path):
     assert found[0.0] == (2 if times == 1 and method == "AgglomerativeClustering" else 4)
 
 
+def test_number_of_speakers_of_any_length(tmp_path):
+    """As many of a recording that goes on for long: there is more evidence that one in two rooms is two."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "xvec_transform.npz", mean1=np.zeros(16), mean2=np.zeros(16), lda=np.eye(16))
+    np.savez(tmp_path / "plda.npz", mu=np.zeros(16), tr=2 * np.eye(16), psi=np.full(16, 8.0))
+    speakers = 3 * np.linalg.qr(rng.normal(size=(16, 16)))[0][:2]
+    rooms = np.repeat(speakers, 2, axis=0) + 0.5 * rng.normal(size=(4, 16))
+    found = {}
+    for times, size in itertools.product((1, 20), (None, 40)):
+        embeddings = np.repeat(rooms, 10 * times, axis=0)
+        embeddings = (embeddings + 0.1 * rng.normal(size=embeddings.shape))[:, np.newaxis]
+        segmentations = SlidingWindowFeature(np.ones((len(embeddings), 99, 1)), CHUNKS)
+        ours = clustering_of("VBxClustering", tmp_path, reference_size=size)
+        found[times, size] = len(ours(embeddings, segmentations=segmentations, **between(1, np.inf))[2])
+    assert found[1, None] == found[1, 40] == found[20, 40] < found[20, None]
+
+
 def test_best_cut_of_many():
     """Compares only some of thousands of cuts, and knows none of fewer embeddings than clusters."""
     embeddings = np.random.default_rng(0).normal(size=(900, 3))
