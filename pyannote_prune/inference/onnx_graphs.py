@@ -24,7 +24,7 @@ from pyannote_prune.wavlm.positional import NormalizedConv1d
 
 PRECISIONS = ("float32", "float16", "int8")
 # arrays between the parts of a graph, by which executors take it apart
-LOCAL_FEATURES, FRAMES, STATISTICS = "local_features", "frames", "statistics"
+LOCAL_FEATURES, CENTRED, FRAMES, STATISTICS = "local_features", "centred", "frames", "statistics"
 # of the arguments of `MelFilterbank`, which the models share
 _FILTERBANK = ("sample_rate", "num_mel_bins", "frame_length", "frame_shift", "dither", "window_type")
 
@@ -169,7 +169,8 @@ def embedding_graph(model: Model) -> Any:
         pooling["channels"] = frames.shape[1]
         graph = join(
             [
-                export_graph(_Frames(plain), features, "x", FRAMES, axes),
+                export_graph(_Centre(plain), features, "x", CENTRED, axes),
+                export_graph(_Frames(plain), features, CENTRED, FRAMES, axes),
                 export_graph(_Pool(plain), frames, FRAMES, STATISTICS, {0: "batch", 2: "pooled"}),
                 export_graph(_Embed(plain), statistics, STATISTICS, "embedding", {0: "batch"}),
             ]
@@ -248,9 +249,15 @@ class _Summarize(_Part):
         return self.model.summarize(frames)
 
 
+class _Centre(_Part):
+    """Of its own: blocks of a recording are less the mean of the whole"""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features - features.mean(1, keepdim=True)
+
+
 class _Frames(_Part):
     def forward(self, features: Tensor) -> Tensor:
-        features = features - features.mean(1, keepdim=True)
         if isinstance(self.model, FrameEmbedding):
             return self.model.frames(features)
         return self.model.resnet.forward_frames(features).flatten(1, 2)

@@ -15,6 +15,7 @@ from pyannote_prune.checkpoints.lightning import specifications_from_json
 from pyannote_prune.checkpoints.onnx_files import ExportedModel, as_exported, import_onnx
 from pyannote_prune.errors import InputError, describe, describing
 from pyannote_prune.inference.onnx_graphs import (
+    CENTRED,
     FRAMES,
     LOCAL_FEATURES,
     STATISTICS,
@@ -238,7 +239,7 @@ class OnnxFrameEmbedding(PooledFrames, OnnxEmbedding):
 
     def frames(self, features: Tensor) -> Tensor:
         """(batch, num_features, num_mel_bins), less their mean -> (batch, channels, num_frames)"""
-        return self.compute("x", FRAMES, features)
+        return self.compute(CENTRED, FRAMES, features)
 
     def embed_statistics(self, statistics: Tensor) -> Tensor:
         """(num_speakers, 2 * channels) means and deviations -> (num_speakers, dimension)"""
