@@ -1,8 +1,6 @@
 import warnings
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +12,7 @@ from torch.ao.quantization import quantize_dynamic
 from torch.export import Dim
 from torch.nn import functional as F
 
-from pyannote_prune import embedded_pipeline
 from pyannote_prune.models import CAMPPlus, load_model, save_checkpoint
-from tests.conftest import FIXTURES, SAMPLE
 from tests.tasks.test_structured_pruning import SampleConversation
 
 
@@ -124,20 +120,6 @@ def test_speakers_of_a_chunk_are_embedded_apart():
             torch.testing.assert_close(together[chunk, speaker], model._embed(alone[None])[0], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(model(waveforms, weights=weights[:, 1]), together[:, 1])
         torch.testing.assert_close(model(waveforms, weights=torch.ones(3, 50)), model(waveforms))
-
-
-def test_embeddings_that_were_recorded():
-    """What the first version of this package, whose filterbank was torchaudio's, computed from the shipped model."""
-    model = Model.from_pretrained(embedded_pipeline(), subfolder="embedding").eval()
-    samples, _ = soundfile.read(SAMPLE, start=4 * 16000, stop=16 * 16000, dtype="float32")
-    chunks = torch.from_numpy(samples).reshape(3, 1, -1)
-    frames = torch.arange(199)
-    weights = torch.stack([(frames % 40 < 12) | (frames > 150), frames % 60 > 25]).float()
-    weights = torch.stack([weights, weights.flip(1), weights * torch.tensor([[1.0], [0.0]])])
-    expected = np.load(FIXTURES / "embedding" / "expected.npz")
-    with torch.inference_mode():
-        np.testing.assert_allclose(model(chunks), expected["whole"], atol=1e-5)
-        np.testing.assert_allclose(model(chunks, weights=weights), expected["speakers"], atol=1e-5)
 
 
 @pytest.mark.parametrize("read", [Model.from_pretrained, load_model])
