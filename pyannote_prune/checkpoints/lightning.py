@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -104,16 +104,21 @@ def save_checkpoint(model: Model, path: Path, half: bool = False) -> None:
                 archive.writestr(name, content)
 
 
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> AbstractContextManager[None]:
     """Keep Lightning from describing the hardware and from recommending other products; its warnings stay."""
-    log = logging.getLogger(LIGHTNING_LOG)
-    level = log.level
-    log.setLevel(logging.WARNING)
+    return quiet(LIGHTNING_LOG, logging.WARNING)
+
+
+@contextmanager
+def quiet(logger: str | None, level: int) -> Iterator[None]:
+    """Keep a logger, None for the root, from telling what is below a level."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(level)
     try:
         yield
     finally:
-        log.setLevel(level)
+        log.setLevel(before)
 
 
 def write_safe_checkpoint(model: Model, path: Path) -> None:

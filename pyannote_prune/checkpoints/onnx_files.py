@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pyannote_prune.checkpoints.lightning import quiet
 from pyannote_prune.errors import InputError, describe
 
 # of the metadata of a file, and of what it may be
@@ -58,16 +59,15 @@ class ExportedModel:
         start, end : str
             Names: inputs and outputs of the graphs that [`join`][] put together.
         """
-        onnx = import_onnx("onnx", self.source)
-        graph = onnx.utils.Extractor(onnx.load_from_string(self.content)).extract_model([start], [end])
+        onnx, utils = (import_onnx(name, self.source) for name in ("onnx", "onnx.utils"))
+        graph = utils.Extractor(onnx.load_from_string(self.content)).extract_model([start], [end])
         return graph.SerializeToString()
 
 
 def import_onnx(name: str, source: object) -> Any:
     """Import a package of ONNX, told by an `InputError` if it is not installed."""
     try:
-        module = import_module(name)
-        return import_module("onnx.utils") and module if name == "onnx" else module
+        return import_module(name)
     except ImportError as error:
         raise InputError(f"{source} needs {name.partition('.')[0]}: install pyannote-prune[onnx].") from error
 
@@ -97,26 +97,26 @@ def export_graph(module: nn.Module, example: Tensor, start: str, end: str, axes:
     """
     onnx = import_onnx("onnx", "The export")
     import_onnx("onnxscript", "The export")
-    log = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = log.level
-    log.setLevel(logging.ERROR)  # torchvision is of no use here
-    try:
+    with (
+        # which tells that torchvision is missing: it is of no use here
+        quiet("torch.onnx._internal.exporter._registration", logging.ERROR),
+        warnings.catch_warnings(),
         # attention by its formula: what the fused one puts out has strides that the exporter cannot follow
-        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module.eval(),
-                (example,),
-                input_names=[start],
-                output_names=[end],
-                opset_version=_OPSET,
-                dynamo=True,
-                dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in axes.items()},),
-                external_data=False,
-                verbose=False,
-            )
-    finally:
-        log.setLevel(level)
+        sdpa_kernel(SDPBackend.MATH),
+        torch.no_grad(),
+    ):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            input_names=[start],
+            output_names=[end],
+            opset_version=_OPSET,
+            dynamo=True,
+            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in axes.items()},),
+            external_data=False,
+            verbose=False,
+        )
     assert program is not None
     graph = onnx.load_from_string(program.model_proto.SerializeToString())
     # where in which file of this machine each operation comes from
@@ -160,24 +160,19 @@ def quantize(graph: Any) -> Any:
         for node in graph.graph.node
         if node.op_type == "MatMul" and sizes.get(node.input[1], 0) < _LEAST_QUANTIZED
     ]
-    log = logging.getLogger()
-    level = log.level
-    log.setLevel(logging.ERROR)  # it recommends a step that is done
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / "quantized.onnx"
-            quantization.quantize_dynamic(
-                graph,
-                path,
-                op_types_to_quantize=["MatMul"],
-                per_channel=True,
-                weight_type=quantization.QuantType.QInt8,
-                nodes_to_exclude=small,
-                extra_options={"MatMulConstBOnly": True},
-            )
-            return onnx.load(path)
-    finally:
-        log.setLevel(level)
+    # the root logger is told to recommend a step that is done
+    with quiet(None, logging.ERROR), tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "quantized.onnx"
+        quantization.quantize_dynamic(
+            graph,
+            path,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=small,
+            extra_options={"MatMulConstBOnly": True},
+        )
+        return onnx.load(path)
 
 
 def describe_graph(graph: Any, description: Mapping[str, Any], others: Mapping[str, object]) -> None:

@@ -9,7 +9,6 @@ import torch
 from pyannote.audio import Model
 from pyannote.audio.models.blocks.pooling import StatsPool
 from torch import Tensor
-from torch.nn import functional as F
 
 from pyannote_prune.checkpoints.lightning import specifications_from_json
 from pyannote_prune.checkpoints.onnx_files import ExportedModel, as_exported, import_onnx
@@ -23,6 +22,7 @@ from pyannote_prune.inference.onnx_graphs import (
     segmentation_graph,
 )
 from pyannote_prune.models.audio import Audio
+from pyannote_prune.models.embedding import speaking_frames
 from pyannote_prune.models.filterbank import MelFilterbank
 from pyannote_prune.models.frame_embedding import PooledFrames
 
@@ -50,10 +50,10 @@ def make_session(content: bytes, source: str, device: torch.device) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    available = runtime.get_available_providers()
-    providers = [name for name in (_CUDA,) if device.type == "cuda" and name in available]
+    on_gpu = device.type == "cuda" and _CUDA in runtime.get_available_providers()
+    providers = [*([_CUDA] if on_gpu else []), "CPUExecutionProvider"]
     try:
-        return runtime.InferenceSession(content, options, providers=[*providers, "CPUExecutionProvider"])
+        return runtime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # of classes that ONNX Runtime keeps to itself
         raise InputError(f"ONNX Runtime cannot run {source} ({describe(error)}).") from error
 
@@ -177,26 +177,13 @@ class OnnxEmbedding(OnnxModel):
             self.filterbank = MelFilterbank(**exported.description["filterbank"])
 
     def forward(self, waveforms: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Extract speaker embeddings
-
-        Parameters
-        ----------
-        waveforms : (batch, 1, num_samples) Tensor
-        weights : (batch, num_frames) or (batch, num_speakers, num_frames) Tensor, optional
-            A speaker's frames are those whose weight is above one half, at any number of frames per chunk.
-
-        Returns
-        -------
-        embeddings : (batch, dimension) or (batch, num_speakers, dimension) Tensor
-            NaN for a speaker without a frame.
-        """
+        """As that of [`CAMPPlus`][pyannote_prune.models.CAMPPlus]"""
         features = self.filterbank(waveforms)
         if weights is None:
             return self.compute("x", "embedding", features)
-        rows = weights.flatten(0, -2)[:, None].float()
-        speaking = F.interpolate(rows, features.shape[1], mode="nearest")[:, 0] > 0.5
-        embeddings = features.new_full((len(rows), self.dimension), torch.nan)
-        per_chunk = len(rows) // len(features)
+        speaking = speaking_frames(weights, features.shape[1])
+        embeddings = features.new_full((len(speaking), self.dimension), torch.nan)
+        per_chunk = len(speaking) // len(features)
         for row in speaking.any(1).nonzero()[:, 0].tolist():
             chosen = features[row // per_chunk][speaking[row]]
             embeddings[row] = self.compute("x", "embedding", chosen[None])[0]

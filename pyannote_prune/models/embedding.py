@@ -163,8 +163,7 @@ class CAMPPlus(VersionedCheckpoint, Model):
         features = self.filterbank(waveforms)
         if weights is None:
             return self._embed(features)
-        rows = weights.flatten(0, -2)[:, None].float()
-        speaking = F.interpolate(rows, features.shape[1], mode="nearest")[:, 0] > 0.5
+        speaking = speaking_frames(weights, features.shape[1])
         return self._embed_speakers(features, speaking).unflatten(0, weights.shape[:-1])
 
     def _embed_speakers(self, features: Tensor, speaking: Tensor) -> Tensor:
@@ -231,6 +230,11 @@ class CAMPPlus(VersionedCheckpoint, Model):
         statistics = torch.cat([mean, deviation], dim=1)[..., None]
         linear, normalization = self.xvector["dense"].children()
         return normalization(linear(statistics)[..., 0])
+
+
+def speaking_frames(weights: Tensor, num_frames: int) -> Tensor:
+    """Which frames are of a speaker: (..., any number of frames) weights -> (rows, num_frames), one for each speaker"""
+    return F.interpolate(weights.flatten(0, -2)[:, None].float(), num_frames, mode="nearest")[:, 0] > 0.5
 
 
 def _mask(lengths: Tensor, num_frames: int) -> Tensor:

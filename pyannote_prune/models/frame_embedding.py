@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.models.embedding import CAMPPlus
+from pyannote_prune.models.embedding import CAMPPlus, speaking_frames
 
 # frames of the filterbank that a frame depends on, on each side of its own: two-dimensional convolutions, then the
 # first layer of the TDNN, which keeps every second frame
@@ -131,10 +130,8 @@ class PooledFrames:
         frames = self.frames(features - features.mean(1, keepdim=True))
         if weights is None:
             weights = frames.new_ones(len(frames), frames.shape[2])
-        speakers = weights[:, None] if weights.ndim == 2 else weights
-        speaking = F.interpolate(speakers.float(), frames.shape[2], mode="nearest") > 0.5
-        embeddings = self.pool(frames, speaking)
-        return embeddings[:, 0] if weights.ndim == 2 else embeddings
+        speaking = speaking_frames(weights, frames.shape[2]).unflatten(0, (len(frames), -1))
+        return self.pool(frames, speaking).flatten(0, 1).unflatten(0, weights.shape[:-1])
 
 
 class FrameEmbedding(PooledFrames, CAMPPlus):

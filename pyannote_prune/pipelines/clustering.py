@@ -145,15 +145,14 @@ class AgglomerativeClustering(_Ruled, UpstreamAgglomerativeClustering):
         if num_clusters is not None and found < num_clusters:
             # rather than the nearest to the threshold, which may split off a few embeddings of nobody
             return best_cut(embeddings, dendrogram, num_clusters, min_size)
-        if num_clusters is not None and found > num_clusters:
-            return merge_into(embeddings, absorb_small(embeddings, clusters, min_size, self.metric), num_clusters)
-        if not min_clusters <= found <= max_clusters:
+        if num_clusters is None and not min_clusters <= found <= max_clusters:
             wanted = min_clusters if found < min_clusters else max_clusters
             clusters = cut_into(dendrogram, wanted, self.threshold, min_size)
             found = num_large(clusters, min_size)
         if found == 0:
             return np.zeros_like(clusters)
-        return absorb_small(embeddings, clusters, min_size, self.metric)
+        clusters = absorb_small(embeddings, clusters, min_size, self.metric)
+        return clusters if num_clusters is None else merge_into(embeddings, clusters, num_clusters)
 
 
 class PortablePLDA(PLDA):

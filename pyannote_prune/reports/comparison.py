@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import yaml
 from pyannote_prune.evaluation.results import Column, Results, with_values
 from pyannote_prune.reports.curves import read_curves
 from pyannote_prune.reports.panels import ERROR
-from pyannote_prune.training.state import RECORDS
+from pyannote_prune.training.state import RECORDS, flatten
 
 _LOSS = "loss/distillation/val"
 _SCORES = (
@@ -37,7 +37,7 @@ def compare_runs(directories: Sequence[Path]) -> Results:
         A row per run.
     """
     settings = [
-        dict(_flat(yaml.safe_load((directory / RECORDS["train"]).read_text(encoding="utf-8"))))
+        dict(flatten(yaml.safe_load((directory / RECORDS["train"]).read_text(encoding="utf-8"))))
         for directory in directories
     ]
     names = dict.fromkeys(name for one in settings for name in one)
@@ -52,11 +52,3 @@ def compare_runs(directories: Sequence[Path]) -> Results:
         rows.append(row)
     columns = [Column("run", "run"), *(Column(name, name) for name in differing), *with_values(_SCORES, rows)]
     return Results("Runs", columns, rows, {"directory": str(directories[0].parent)})
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

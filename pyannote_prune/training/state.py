@@ -167,7 +167,7 @@ def read_settings(directory: Path, command: str) -> dict[str, Any] | None:
 
 def _differences(recorded: Mapping[str, Any], given: Mapping[str, Any], finished: Sequence[str]) -> Iterator[str]:
     """What must match and does not, each in a few words."""
-    before, now = dict(_flat(recorded)), dict(_flat(given))
+    before, now = dict(flatten(recorded)), dict(flatten(given))
     for name in sorted(before.keys() | now.keys()):
         binds = name.split(".")[0] in MUST_MATCH and not any(fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
         default = DEFAULTS.get(name.rsplit(".", 1)[-1]) if "task." in name else ADDED.get(name)
@@ -177,16 +177,16 @@ def _differences(recorded: Mapping[str, Any], given: Mapping[str, Any], finished
             yield f"{name} is {_shown(old)} there and {_shown(new)} here"
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Settings by name; of a section or a phase, also that it is there."""
     if isinstance(value, Mapping):
         if name and ("." not in name or name.split(".")[-1].isdigit()):
             yield name, bool(value) or None
         for key in value:
-            yield from _flat(value[key], f"{name}.{key}" if name else str(key))
+            yield from flatten(value[key], f"{name}.{key}" if name else str(key))
     elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
         for index, item in enumerate(value):
-            yield from _flat(item, f"{name}.{index}")
+            yield from flatten(item, f"{name}.{index}")
     else:
         yield name, list(value) if isinstance(value, tuple) else value
 
