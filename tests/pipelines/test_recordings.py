@@ -67,7 +67,7 @@ def resampled(samples, up, down):
         ("8 channels.wav", lambda x: (np.stack([x] * 8, axis=1), RATE), 0),
         ("lossless.flac", lambda x: (x, RATE), 0),
         ("lossy.mp3", lambda x: (x, RATE), 0.1),
-        ("lossy.ogg", lambda x: (x, RATE), 0.2),
+        ("lossy.ogg", lambda x: (x, RATE), 0.12),
         ("quiet.wav", lambda x: (x / 100, RATE, "FLOAT"), 0.01),
         ("offset.wav", lambda x: (x + 0.2, RATE, "PCM_24"), 0.01),
         ("clipped.wav", lambda x: (np.clip(20 * x, -1, 1), RATE), 0.2),
