@@ -2,7 +2,7 @@
 
 For float32, PyTorch multiplies matrices with MKL, which leaves out the widest vector instructions of AMD's
 processors, but convolves with oneDNN, which uses them on all. A linear layer is a convolution with a kernel
-of size 1; with channels last, neither copies anything.
+of size 1; with channels last, neither copies anything. With one thread, PyTorch leaves such convolutions to MKL as well.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Ten
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(..., in_features) -> (..., out_features)"""
-    if x.numel() == 0:
+    if x.numel() == 0 or torch.get_num_threads() == 1:
         return F.linear(x, weight, bias)
     rows = x.reshape(1, -1, x.shape[-1])
     return convolve(rows, weight.unsqueeze(2), bias, stride=1).reshape(*x.shape[:-1], -1)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention, one head at a time, which stays in the cache
+    """Scaled dot-product attention, one item at a time, which bounds the memory of biases
 
     Parameters
     ----------
@@ -57,14 +57,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None = None
     output : (batch, frames, heads * head_dim) Tensor
     """
     batch, heads, frames, head_dim = query.shape
-    query = (query * head_dim**-0.5).contiguous()
     output = query.new_empty(batch, frames, heads, head_dim)
     for item in range(batch):
-        for head in range(heads):
-            scores = linear(query[item, head], key[item, head], None)
-            if gate is not None and bias is not None:
-                scores.addcmul_(gate[item, head], bias[head])
-            output[item, :, head] = linear(scores.softmax(dim=-1), value[item, head].T, None)
+        scores = None if gate is None or bias is None else (gate[item] * bias).to(query.dtype)
+        attended = F.scaled_dot_product_attention(query[item, None], key[item, None], value[item, None], scores)
+        output[item] = attended[0].transpose(0, 1)
     return output.flatten(2)
 
 

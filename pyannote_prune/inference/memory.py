@@ -42,7 +42,7 @@ def within_memory(step: Callable[[int], Result], batch_size: int, name: str) -> 
                 raise
             if size == 1:
                 raise InputError(
-                    f"There is not enough memory for {name}, even in batches of 1: free some, or use another device."
+                    f"There is not enough memory for {name}, even in the smallest batches: free some, or use another device."
                 ) from error
             size //= 2
         else:

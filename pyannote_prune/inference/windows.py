@@ -17,6 +17,9 @@ from pyannote_prune.inference.onnx_models import OnnxSegmentation
 from pyannote_prune.inference.prepare import Executor, check_precision, prepare
 from pyannote_prune.models.segmentation import SegmentationModel
 
+# duration of the windows of a batch on a CPU: shorter ones spend their time starting operations, longer ones leave the cache
+_CPU_BATCH_SECONDS = 16.0
+
 
 class SegmentationInference(UpstreamInference):
     """pyannote's `Inference` of a segmentation model, faster
@@ -76,20 +79,20 @@ class SegmentationInference(UpstreamInference):
             and len(waveform) == 1
         )
 
-        # one by one, windows stay in the cache of a CPU: a smaller batch size would change nothing
-        one_by_one = ours and self.device.type == "cpu"
+        # on a CPU, the batch is chosen here: halving what is small already would not help
+        chosen = max(1, int(_CPU_BATCH_SECONDS / self.duration)) if ours and self.device.type == "cpu" else None
 
         def slide(batch_size: int) -> SlidingWindowFeature:
-            if not one_by_one:
+            if chosen is None:
                 self.batch_size = batch_size
             if not ours:
                 return UpstreamInference.slide(self, waveform, sample_rate, hook)
             if self._executor is None:
                 self._executor = prepare(self.model, precision=self.precision)
             with self._executor.running() as model:
-                return self._slide(model, waveform[0], sample_rate, batch_size, hook)
+                return self._slide(model, waveform[0], sample_rate, chosen or batch_size, hook)
 
-        return within_memory(slide, 1 if one_by_one else self.batch_size, "segmentation")
+        return within_memory(slide, 1 if chosen else self.batch_size, "segmentation")
 
     def _slide(
         self, model: Any, waveform: Tensor, sample_rate: int, batch_size: int, hook: Callable | None

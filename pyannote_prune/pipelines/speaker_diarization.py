@@ -79,7 +79,7 @@ class SpeakerDiarization(WithTurnDurations):
     clustering : {"AgglomerativeClustering", "VBxClustering", "KMeansClustering", "OracleClustering"}, optional
         Defaults to "AgglomerativeClustering".
     embedding_batch_size, segmentation_batch_size : int, optional
-        Default to 1.
+        Default to 1. On a CPU, models of this package choose theirs.
     der_variant : dict, optional
         Variant of diarization error rate to optimise, see upstream.
     token, cache_dir : optional

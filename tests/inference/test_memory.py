@@ -106,7 +106,7 @@ def test_no_memory_for_one():
     def step(batch_size):
         raise MemoryError
 
-    with pytest.raises(InputError, match="not enough memory for segmentation, even in batches of 1"):
+    with pytest.raises(InputError, match="not enough memory for segmentation, even in the smallest batches"):
         within_memory(step, 8, "segmentation")
 
 
@@ -133,14 +133,14 @@ def test_chunks_of_a_cpu_are_tried_once(untrained, short, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(XVectorMFCC, "forward", forward)
-    with pytest.raises(InputError, match="not enough memory for embedding, even in batches of 1"):
+    with pytest.raises(InputError, match="not enough memory for embedding, even in the smallest batches"):
         pipeline(short)
     assert tried == [1]
     assert pipeline.embedding_batch_size == 32  # for another device
 
 
 def test_windows_of_a_cpu_are_tried_once(segmentation, short, monkeypatch):
-    """They go one by one, whatever the batch size: with half of it, the same work would fail again."""
+    """Their batch is chosen by duration, whatever the batch size: 16 s of a CPU's work are little already."""
     tried = []
 
     def classify(self, states):
@@ -149,9 +149,9 @@ def test_windows_of_a_cpu_are_tried_once(segmentation, short, monkeypatch):
 
     monkeypatch.setattr(WavLMSegmentation, "classify", classify)
     inference = SegmentationInference(segmentation, skip_aggregation=True, batch_size=32)
-    with pytest.raises(InputError, match="not enough memory for segmentation, even in batches of 1"):
+    with pytest.raises(InputError, match="not enough memory for segmentation, even in the smallest batches"):
         inference(short)
-    assert tried == [1]
+    assert len(tried) == 1
     assert inference.batch_size == 32  # for another device
 
 
