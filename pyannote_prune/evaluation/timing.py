@@ -37,7 +37,7 @@ def check_positive(**values: float) -> None:
 
 
 def silent(message: str) -> None:
-    """What progress is told to when nobody watches."""
+    """Receiver of progress messages that ignores them."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -56,7 +56,7 @@ def timed(run: Callable[[], object], device: torch.device, clock: Callable[[], f
 
 
 def interleave(candidates: Mapping[Key, Callable[[], Result]], rounds: int) -> dict[Key, list[Result]]:
-    """Call candidates in turns, so that whatever else the machine does meets them all
+    """Call candidates in turns, so background load affects all equally
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def median_seconds(
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, budget: float = 2.0) -> float:
-    """Fastest matrix product that is seen on a device, in floating-point operations per second
+    """Fastest matrix product measured on a device, in floating-point operations per second
 
     On a CPU, the libraries behind products and behind convolutions differ: the better one counts.
 
@@ -101,7 +101,7 @@ def matmul_peak(dtype: torch.dtype, device: torch.device, budget: float = 2.0) -
     dtype : torch.dtype
     device : torch.device
     budget : float, optional
-        Seconds after which no larger matrices are tried: precisions that are emulated take ages.
+        Seconds after which no larger matrices are tried: emulated precisions are slow.
     """
     best = 0.0
     start = time.perf_counter()
@@ -120,8 +120,8 @@ def matmul_peak(dtype: torch.dtype, device: torch.device, budget: float = 2.0) -
 class PeakMemory:
     """Most memory in use inside of a `with` block, above what was in use at its start
 
-    Of the process where Linux tells it (the kernel's own high-water mark, so that nothing goes
-    unseen), and of the GPU if that is the device.
+    Memory of the process on Linux (the kernel's own high-water mark, which misses nothing), and of the GPU if that is
+    the device.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def _status(name: str) -> int:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What has to be known of a machine to read its timings: device, threads, versions."""
+    """Device, threads and versions: the context of timings."""
     about = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()}
     if device.type not in ("cpu", "cuda"):
         about["device"] += f" ({device.type})"

@@ -127,7 +127,7 @@ def kernel_spectrum(weight: Tensor, groups: int) -> Tensor:
     Returns
     -------
     spectrum : (frequencies, groups, in_channels / groups, out_channels / groups) complex Tensor
-        Of twice the kernel size.
+        Spectrum of twice the kernel size.
     """
     spectrum = torch.fft.rfft(weight, n=2 * weight.shape[2]).conj()
     return spectrum.unflatten(0, (groups, -1)).permute(3, 0, 2, 1).resolve_conj().contiguous()

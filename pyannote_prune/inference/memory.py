@@ -26,7 +26,7 @@ def within_memory(step: Callable[[int], Result], batch_size: int, name: str) -> 
         Takes the batch size, which it keeps for the next recording.
     batch_size : int
     name : str
-        Of the step, in a warning that is given once.
+        Name of the step, for a warning that is given once.
 
     Raises
     ------
@@ -52,8 +52,8 @@ def within_memory(step: Callable[[int], Result], batch_size: int, name: str) -> 
             torch.cuda.empty_cache()
     if size < batch_size:
         warnings.warn(
-            f"Memory ran out: {name} goes on in batches of {size} instead of {batch_size}. Setting "
-            f"`{name}_batch_size: {size}` in the pipeline's config.yaml saves finding that out.",
+            f"Out of memory: {name} continues in batches of {size} instead of {batch_size}. Set "
+            f"`{name}_batch_size: {size}` in the pipeline's config.yaml to start with that size.",
             # this module: the command shows what this package warns of, not what libraries that call it do
             stacklevel=1,
         )

@@ -29,7 +29,7 @@ class SegmentationInference(UpstreamInference):
     ----------
     model : Model
     precision : {"auto", "float32", "float16", "bfloat16"}, optional
-        Of models of this package. "auto" (default) is float16 on CUDA devices, float32 on others.
+        Precision of models of this package. "auto" (default) is float16 on CUDA devices, float32 on others.
     **kwargs
         As upstream.
 

@@ -36,7 +36,7 @@ class SparsityController(nn.Module):
     warmup_steps : int
         Steps over which the target is ramped up.
     objective : {"params", "macs"}, optional
-        What sparsity is measured in. Defaults to "params".
+        Measure of sparsity. Defaults to "params".
     num_samples : int, optional
         Length of the waveform that MACs are counted for. Defaults to one second (16,000 samples).
     reference : Cost, optional
