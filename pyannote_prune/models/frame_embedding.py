@@ -202,7 +202,7 @@ class FrameEmbedding(PooledFrames, CAMPPlus):
 
 @torch.inference_mode()
 def without_context(model: CAMPPlus, waveforms: Iterable[Tensor]) -> FrameEmbedding:
-    """A CAM++ whose context is what it is on average: where training of a `FrameEmbedding` starts
+    """CAM++ with its average context: the starting point for training a `FrameEmbedding`
 
     Parameters
     ----------

@@ -122,7 +122,7 @@ def check_settings(directory: Path, command: str, settings: Mapping[str, Any], f
 
 @rank_zero_only
 def record_settings(directory: Path, command: str, settings: Mapping[str, Any]) -> None:
-    """Write the settings of a run into its directory, which is created if it is not there
+    """Write the settings of a run into its directory, created if missing
 
     Parameters
     ----------

@@ -286,8 +286,8 @@ def test_preprocessors_are_pyannotes(untrained, tmp_path):
     path = tmp_path / "pipeline" / "config.yaml"
     config = yaml.safe_load(path.read_text())
     for name, told in (
-        ("subprocess.Popen", "no preprocessor"),
-        ("pyannote.audio.core.model.pl_load", "no preprocessor"),
+        ("subprocess.Popen", "not a preprocessor"),
+        ("pyannote.audio.core.model.pl_load", "not a preprocessor"),
     ):
         path.write_text(yaml.safe_dump({**config, "preprocessors": {"key": {"name": name, "params": {}}}}))
         with pytest.raises(InputError, match=told):
