@@ -98,6 +98,25 @@ def scaling(
     print_results(results, as_json, as_markdown)
 
 
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(help="JSON file of a benchmark.", show_default=False)],
+    new: Annotated[Path, typer.Argument(help="JSON file of the same benchmark.", show_default=False)],
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Compare two results of a benchmark, such as of two commits: how many times faster the second is.
+
+    Both files are output of `pyannote-prune benchmark ... --json`.
+
+    Example: pyannote-prune benchmark compare old.json new.json
+    """
+    from pyannote_prune.evaluation.records import compare_records
+    from pyannote_prune.reports.tables import print_results
+
+    print_results(compare_records(old, new), as_json, as_markdown)
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     # seldom refreshed: it runs beside what is timed

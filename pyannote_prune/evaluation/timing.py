@@ -7,8 +7,10 @@ import gc
 import math
 import platform
 import re
+import subprocess
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,8 @@ from pyannote_prune.inference.kernels import convolve
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
+
+PACKAGE = Path(__file__).parents[1]
 
 # rounds that are not counted: first calls allocate, choose algorithms and import
 WARM_UP = 1
@@ -171,12 +175,30 @@ def _status(name: str) -> int:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Device, threads and versions: the context of timings."""
+    """Device, threads, versions, commit and date: the context of timings."""
     about = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()}
     if device.type not in ("cpu", "cuda"):
         about["device"] += f" ({device.type})"
-    packages = {name: version(name) for name in ("torch", "pyannote.audio", "transformers")}
-    return {**about, "threads": torch.get_num_threads(), **packages}
+    packages = {name: version(name) for name in ("torch", "pyannote.audio", "transformers", "pyannote-prune")}
+    checkout = commit()
+    return {
+        **about,
+        "threads": torch.get_num_threads(),
+        **packages,
+        **({"commit": checkout} if checkout else {}),
+        "date": datetime.now().astimezone().date().isoformat(),
+    }
+
+
+def commit() -> str | None:
+    """Commit of the checkout of this package, "-dirty" after a change; None for an installed package."""
+    described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    for command in (["git", "ls-files", "--error-unmatch", "__init__.py"], described):
+        try:
+            output = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+            return None
+    return output.strip()
 
 
 def _processor() -> str:
