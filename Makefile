@@ -1,16 +1,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-only test-slow lint docs wheel upstream clean
 
 demo: .venv/installed ## diarize the sample conversation that ships in pyannote.audio
 	$(BIN)/pyannote-prune demo
 
+test: lint test-only ## lint and all quick tests
+
 # a process per core, each of one thread
-test: lint ## what continuous integration runs
+test-only: .venv/installed ## all quick tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report term-missing
 
-test-slow: .venv/installed ## what takes minutes: the wheel, a thousand recordings
+test-slow: .venv/installed ## tests of minutes: the wheel, a thousand recordings
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m 'slow and not cuda'
 
 lint: .venv/installed
@@ -20,6 +22,12 @@ lint: .venv/installed
 
 docs: .venv/docs ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+wheel: .venv/installed ## wheel and source, into dist/
+	$(BIN)/python -m hatchling build
+
+upstream: .venv/installed ## pyannote.audio of its main branch, instead of a release
+	$(BIN)/uv pip install --quiet --python $(BIN)/python 'pyannote.audio @ git+https://github.com/pyannote/pyannote-audio'
 
 # uv resolves and installs in seconds; pip is only used to get it
 .venv/installed: pyproject.toml

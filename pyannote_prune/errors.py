@@ -1,4 +1,4 @@
-"""Errors that are told in one sentence, and bugs, which are not."""
+"""Errors of one sentence, and their difference from bugs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(ValueError):
-    """Bad input, told in one sentence: the input, what is wrong with it, what would be right
+    """Bad input, in one sentence: the input, what is wrong with it, what would be right
 
     The command line prints it and exits with code 2; library users may catch it as a `ValueError`.
     """
 
 
 class InterruptionError(RuntimeError):
-    """End of a run before it was done: a full disk, a killed process, numbers that are not finite
+    """End of a run before it was done: a full disk, a killed process, a non-finite loss
 
-    The command line prints it and exits with code 1; to rerun the same command resumes the run.
+    The command line prints it and exits with code 1; rerunning the same command resumes the run.
     """
 
 

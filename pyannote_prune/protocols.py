@@ -132,7 +132,7 @@ class _Labels:
         uris = set()
         for where, fields in _lines(path):
             if fields[0] not in _RTTM_KINDS or len(fields) < 8:
-                raise InputError(f"{where} is no line of RTTM: expected SPEAKER, a recording, a channel, a start...")
+                raise InputError(f"{where} is not a line of RTTM: expected SPEAKER, a recording, a channel, a start...")
             uris.add(fields[1])
             if fields[0] == "SPEAKER":
                 _check_times(where, {"start": fields[3], "duration": fields[4]})
@@ -143,7 +143,9 @@ class _Labels:
         """pyannote.database's `load_uem`, of a file that is one"""
         for where, fields in _lines(path):
             if len(fields) != 4:
-                raise InputError(f"{where} is no line of a UEM file: expected a recording, a channel, start and end.")
+                raise InputError(
+                    f"{where} is not a line of a UEM file: expected a recording, a channel, start and end."
+                )
             _check_times(where, {"start": fields[2], "end": fields[3]})
             if float(fields[3]) <= float(fields[2]):
                 raise InputError(f"{where} has an end ({fields[3]}) that is not after its start ({fields[2]}).")
@@ -176,4 +178,4 @@ def _check_times(where: str, times: Mapping[str, str]) -> None:
         except ValueError:
             value = math.nan
         if not 0 <= value < math.inf:
-            raise InputError(f"{where} has a {name} that is no number of seconds, 0 or more: {text}.")
+            raise InputError(f"{where} has a {name} that is not a number of seconds, 0 or more: {text}.")

@@ -47,6 +47,7 @@ PAGES = {
 # commands that are not run, and why
 NOT_RUN = {
     "hf auth login": "asks for a token",
+    "hf download pyannote/wespeaker-voxceleb-resnet34-LM pytorch_model.bin --local-dir embedding": "downloads",
 }
 
 # in place of the backbones of the hub and of presets that are timed

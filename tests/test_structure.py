@@ -70,6 +70,13 @@ def test_imports_run_downwards():
     assert sorted(upwards) == []
 
 
+def test_page_has_the_same_rooms():
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)/` \|", page, re.MULTILINE) == ROOMS
+    assert re.search(r"    cli -->[-> \w\n]+", page).group().replace("-->", " ").split() == ROOMS
+    assert set(re.findall(r"^\| `(\w+)\.py` \|", page, re.MULTILINE)) == LEAVES
+
+
 def test_leaves_know_no_room():
     for name in LEAVES:
         path = PACKAGE / f"{name}.py"

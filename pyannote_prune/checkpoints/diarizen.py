@@ -58,7 +58,7 @@ _QKV = re.compile(r"\.mha\.mha\.linear([QKV])\.(weight|bias)$")
 
 @dataclass(frozen=True)
 class DiarizenRepository:
-    """What a DiariZen repository holds, in our terms.
+    """Content of a DiariZen repository, in terms of this package.
 
     Parameters
     ----------

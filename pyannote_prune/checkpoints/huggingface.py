@@ -65,7 +65,7 @@ def load_transformers(directory: Path) -> PrunedWavLMModel:
     Parameters
     ----------
     directory : Path
-        What `save_pretrained` of `WavLMModel`, or of any `WavLMFor...`, wrote. Waveforms are
+        Output of `save_pretrained` of `WavLMModel`, or of any `WavLMFor...`. Waveforms are
         normalised if `preprocessor_config.json` says so (as WavLM Large's does), not otherwise.
 
     Raises

@@ -111,7 +111,7 @@ def quiet_lightning() -> AbstractContextManager[None]:
 
 @contextmanager
 def quiet(logger: str | None, level: int) -> Iterator[None]:
-    """Keep a logger, None for the root, from telling what is below a level."""
+    """Silence a logger, None for the root, below a level."""
     log = logging.getLogger(logger)
     before = log.level
     log.setLevel(level)
@@ -127,7 +127,7 @@ def write_safe_checkpoint(model: Model, path: Path) -> None:
     Parameters
     ----------
     model : Model
-        Of one task, with plain numbers, strings, lists and dictionaries as hyper-parameters.
+        Model of one task, with plain numbers, strings, lists and dictionaries as hyper-parameters.
     path : Path
         Named "model.safetensors".
     """
@@ -145,7 +145,7 @@ def write_safe_checkpoint(model: Model, path: Path) -> None:
 
 
 def specifications_as_json(specifications: Specifications) -> dict[str, Any]:
-    """What a model is for, as plain values."""
+    """Specifications of a model, as plain values."""
     values = asdict(specifications)
     return {**values, "problem": specifications.problem.name, "resolution": specifications.resolution.name}
 
@@ -163,7 +163,7 @@ def specifications_from_json(values: Mapping[str, Any]) -> Specifications:
 
 
 def _describe_tensors(tensors: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """What `write_safe_checkpoint` was given; the tensors alone when what is beside them is not ours."""
+    """Checkpoint as given to `write_safe_checkpoint`; the tensors alone if the file beside them is foreign."""
     try:
         description = json.loads(path.read_text())
         if "specifications" not in description:
@@ -212,7 +212,7 @@ _TENSORS_ONLY = _TensorsOnly()
 
 @contextmanager
 def tensors_only() -> Iterator[None]:
-    """Whatever reads a checkpoint by PyTorch in here, upstream included, does not run anything in it
+    """Context in which PyTorch reads tensors only, upstream's calls included
 
     Other threads' reads are as safe for as long: the switch is one of the process.
     """

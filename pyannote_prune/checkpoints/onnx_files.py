@@ -1,4 +1,4 @@
-"""ONNX files: written from PyTorch modules, read with what is known of them."""
+"""ONNX files: written from PyTorch modules, read with their descriptions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ExportedModel:
         Name of the file, for messages.
     content : bytes
     description : dict
-        What `describe_graph` was given.
+        Description, as given to `describe_graph`.
     """
 
     source: str
@@ -52,7 +52,7 @@ class ExportedModel:
         return self.description["precision"]
 
     def part(self, start: str, end: str) -> bytes:
-        """What computes one array of the graph from another
+        """Part of the graph that computes one array from another
 
         Parameters
         ----------
@@ -65,7 +65,7 @@ class ExportedModel:
 
 
 def import_onnx(name: str, source: object) -> Any:
-    """Import a package of ONNX, told by an `InputError` if it is not installed."""
+    """Import a package of ONNX; an `InputError` if it is not installed."""
     try:
         return import_module(name)
     except ImportError as error:
@@ -176,7 +176,7 @@ def quantize(graph: Any) -> Any:
 
 
 def describe_graph(graph: Any, description: Mapping[str, Any], others: Mapping[str, object]) -> None:
-    """Write into a graph what has to be known of it
+    """Write a description into a graph
 
     Parameters
     ----------

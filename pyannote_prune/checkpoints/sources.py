@@ -80,7 +80,7 @@ def check_hub_id(source: str, kind: str) -> None:
     ----------
     source : str
     kind : str
-        Of what `source` could have been instead, such as "file or directory".
+        Kind of thing that `source` could have been instead, such as "file or directory".
     """
     repository, _, revision = source.partition("@")
     if revision and HUB_ID.fullmatch(repository):
@@ -152,7 +152,7 @@ def load_backbone(source: str | Path, revision: str | None = None, token: str | 
     checkpoint = segmentation_checkpoint(path)
     if checkpoint is None:
         raise InputError(
-            f"{path} holds no model that is known: expected a config.json (transformers), a config.toml (DiariZen), "
+            f"{path} holds no known model: expected a config.json (transformers), a config.toml (DiariZen), "
             "or a pytorch_model.bin (pyannote)."
         )
     content = lightning.read_checkpoint(checkpoint)

@@ -126,7 +126,7 @@ def build_backbone(config: PrunedWavLMConfig, state: Mapping[str, Tensor], sourc
         biases (DiariZen drops it with the attention of layer 0) there is no position bias. Where there are gates,
         pruning was under way: what they close is cut.
     source : object
-        What to name in error messages.
+        Name for error messages.
 
     Raises
     ------

@@ -22,7 +22,7 @@ _HEADS = {"SSeRiouSS": "lstm", "SuplimeSegmentation": "conformer"}
 
 @dataclass(frozen=True)
 class TorchaudioSegmentation:
-    """What such a checkpoint holds, in our terms.
+    """Content of such a checkpoint, in terms of this package.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def read_segmentation(checkpoint: Mapping[str, Any], source: object) -> Torchaud
     checkpoint : dict
         Content of a pyannote checkpoint.
     source : object
-        What to name in error messages.
+        Name for error messages.
 
     Raises
     ------

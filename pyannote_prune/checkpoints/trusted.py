@@ -44,4 +44,6 @@ def find_class(module: str, name: str, source: object) -> object:
     try:
         return getattr(import_module(module), name)
     except (AttributeError, ImportError) as error:
-        raise InputError(f"{source} asks for {name} of {module}, which is not here ({describe(error)}).") from error
+        raise InputError(
+            f"{source} asks for {name} of {module}, which cannot be imported ({describe(error)})."
+        ) from error

@@ -88,7 +88,7 @@ def run(
     except (HydraException, OmegaConfBaseException) as error:
         raise _input_error(error) or InputError(_sentence(error)) from error
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{error.filename} is a file, where the directory of the run is to be made.") from error
+        raise InputError(f"{error.filename} is a file: give a directory for the run.") from error
     except Exception as error:
         wrapped = _input_error(error)
         if wrapped is None or wrapped is error:
@@ -101,7 +101,7 @@ class _StoppedError(BaseException):
 
 
 def _sentence(error: BaseException) -> str:
-    """What is wrong with the command line, out of Hydra's digest of it."""
+    """Sentence about a wrong command line, from Hydra's report of it."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"There is no {group}={name}: choose one of {', '.join(error.options)}."

@@ -41,7 +41,7 @@ def speed(
 ) -> None:
     """Time backbones against the same architecture, unpruned, in transformers and torchaudio.
 
-    Presets have random weights. Candidates take turns, so that whatever else the machine does meets all of them.
+    Presets have random weights. Candidates take turns, so background load affects all equally.
 
     Example: pyannote-prune benchmark speed wavlm-base-s80-md --duration 16 --batch-size 1
     """
@@ -65,7 +65,7 @@ def pipeline(
 ) -> None:
     """Time our pipeline against pyannote.audio's, with the same models and hyper-parameters.
 
-    Tells whether both give the same annotation.
+    Also shows whether both give the same annotation.
 
     Example: pyannote-prune benchmark pipeline pipeline meeting.wav
     """
@@ -86,7 +86,7 @@ def scaling(
     as_json: AsJson = False,
     as_markdown: AsMarkdown = False,
 ) -> None:
-    """Time our pipeline on a recording that is repeated up to several lengths.
+    """Time our pipeline on one recording, repeated to reach several lengths.
 
     Example: pyannote-prune benchmark scaling pipeline meeting.wav --minutes 1 --minutes 10 --minutes 60
     """
@@ -96,6 +96,25 @@ def scaling(
     with _progress() as tell:
         results = benchmark_scaling(pipeline, audio, minutes, device, tell)
     print_results(results, as_json, as_markdown)
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(help="JSON file of a benchmark.", show_default=False)],
+    new: Annotated[Path, typer.Argument(help="JSON file of the same benchmark.", show_default=False)],
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+) -> None:
+    """Compare two results of a benchmark, such as of two commits: how many times faster the second is.
+
+    Both files are output of `pyannote-prune benchmark ... --json`.
+
+    Example: pyannote-prune benchmark compare old.json new.json
+    """
+    from pyannote_prune.evaluation.records import compare_records
+    from pyannote_prune.reports.tables import print_results
+
+    print_results(compare_records(old, new), as_json, as_markdown)
 
 
 @contextmanager

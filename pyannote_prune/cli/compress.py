@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 def compress(
     context: typer.Context,
     check: Annotated[
-        bool, typer.Option("--check", help="Check everything, print what each stage will do, and train nothing.")
+        bool, typer.Option("--check", help="Check everything, print the plan of each stage, and stop before training.")
     ] = False,
 ) -> None:
-    """Compress a diarization model: fine-tune, prune by phases, distil, fine-tune again, write a pipeline directory.
+    """Compress a diarization model: fine-tune, prune in phases, distil, fine-tune again, write a pipeline directory.
 
     Arguments are Hydra overrides. Rerun the same command to resume a run that was interrupted. `--check` prints
-    what each stage would do.
+    the plan of each stage.
 
     Example: pyannote-prune compress directory=compressed protocol=AMI.SpeakerDiarization.only_words
     registry=database.yml recipe=base-s80 trainer.devices=2

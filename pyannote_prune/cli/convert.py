@@ -14,8 +14,8 @@ def convert(
     embedding: Annotated[
         str | None,
         typer.Option(
-            help="Speaker embedding of the pipeline: local checkpoint (copied) or hub id. Default: that of the "
-            "settings, pyannote/wespeaker-voxceleb-resnet34-LM where there are none."
+            help="Speaker embedding of the pipeline: local checkpoint (copied) or hub id. Default: that of "
+            "the settings; without settings, pyannote/wespeaker-voxceleb-resnet34-LM."
         ),
     ] = None,
     settings_from: Annotated[

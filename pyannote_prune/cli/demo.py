@@ -5,9 +5,9 @@ from pathlib import Path
 
 
 def demo() -> None:
-    """Diarize the sample conversation of pyannote.audio with the pipeline that ships here, and score it.
+    """Diarize the sample conversation of pyannote.audio with the pipeline inside the package, and score it.
 
-    Neither a network nor a GPU is needed. `pyannote-prune diarize meeting.wav` does the same with a recording of yours.
+    Neither a network nor a GPU is needed. `pyannote-prune diarize meeting.wav` does the same with your own recording.
 
     Example: pyannote-prune demo
     """

@@ -46,22 +46,20 @@ def diarize(
         typer.Option(
             "--output",
             "-o",
-            help="Directory of a file per recording and format, in folders as those of the recordings. Default: "
+            help="Output directory: a file per recording and format, in the same folders as the recordings. Default: "
             "standard output, of one.",
         ),
     ] = None,
     plot: Annotated[
         str | None, typer.Option(help="png or svg: also draw the timeline, into the directory of --output.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Diarize recordings again whose files are in --output already.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Diarize finished recordings again.")] = False,
     exclusive: Annotated[
         bool, typer.Option("--exclusive", help="One speaker at a time, the likeliest where several speak.")
     ] = False,
-    num_speakers: Annotated[int | None, typer.Option(help="Number of speakers, when known.")] = None,
-    min_speakers: Annotated[int | None, typer.Option(help="Least number of speakers.")] = None,
-    max_speakers: Annotated[int | None, typer.Option(help="Greatest number of speakers.")] = None,
+    num_speakers: Annotated[int | None, typer.Option(help="Number of speakers, if known.")] = None,
+    min_speakers: Annotated[int | None, typer.Option(help="Smallest number of speakers.")] = None,
+    max_speakers: Annotated[int | None, typer.Option(help="Largest number of speakers.")] = None,
     channel: Annotated[
         str | None,
         typer.Option(
@@ -70,15 +68,15 @@ def diarize(
         ),
     ] = None,
     min_duration_on: Annotated[
-        float | None, typer.Option(help="Leave out turns shorter than that many seconds. Default: as in config.yaml.")
+        float | None, typer.Option(help="Drop turns shorter than this many seconds. Default: as in config.yaml.")
     ] = None,
     min_duration_off: Annotated[
         float | None,
-        typer.Option(help="Fill pauses of a speaker shorter than that many seconds. Default: as in config.yaml."),
+        typer.Option(help="Fill pauses of a speaker shorter than this many seconds. Default: as in config.yaml."),
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="Distance of voices from which on they are different people. Default: as in config.yaml."),
+        typer.Option(help="Distance above which two voices are different people. Default: as in config.yaml."),
     ] = None,
     settings: Annotated[
         list[str],
@@ -138,7 +136,7 @@ def diarize(
     if output is not None:
         for target in (job.target(output, extension) for job in every for extension in extensions):
             if target.is_dir():
-                raise InputError(f"{target} is a directory, where a file is to be written: remove or rename it.")
+                raise InputError(f"{target} is a directory, but a file goes there: remove or rename it.")
         if not overwrite:
             jobs = [job for job in every if not all(job.target(output, each).is_file() for each in extensions)]
             if len(jobs) < len(every) and not quiet:
@@ -155,7 +153,7 @@ def diarize(
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--output {output} could not be made a directory ({error.strerror}).") from None
+            raise InputError(f"--output {output} could not be created ({error.strerror}).") from None
 
     console = Console(stderr=True, highlight=False)
     failed: list[Job] = []

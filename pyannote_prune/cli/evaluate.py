@@ -33,7 +33,7 @@ def evaluate(
         bool, typer.Option("--skip-overlap", help="Do not score where speech of the reference overlaps.")
     ] = False,
     told: Annotated[
-        bool, typer.Option("--told", help="Tell pipelines the number of speakers of each recording.")
+        bool, typer.Option("--told", help="Give pipelines the true number of speakers of each recording.")
     ] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory of the hypotheses, as PIPELINE/PROTOCOL.SUBSET/URI.rttm.")
@@ -46,9 +46,9 @@ def evaluate(
 ) -> None:
     """Score pipelines on protocols: diarization error rate, miss, false alarm, confusion, and their macro averages.
 
-    Recordings are scored where their UEM says or, without one, from the first turn to the last. Hypotheses are kept
-    and not computed again: rerun the same command to resume. A recording that cannot be read
-    does not stop the others; the exit code is then 2.
+    Scores cover the regions of the UEM or, without one, the time from the first turn to the last. Hypotheses are
+    kept: rerun the same command to resume. A recording that cannot be read does not stop the others; the exit code
+    is then 2.
 
     Example: pyannote-prune evaluate base base-s80 --protocol AMI.SpeakerDiarization.SDM
     --protocol AISHELL4.SpeakerDiarization.Far --registry database.yml

@@ -17,7 +17,7 @@ def export(
         bool, typer.Option("--int8", help="Quantise large matrix products of the segmentation model: half the size.")
     ] = False,
     float16: Annotated[
-        bool, typer.Option("--float16", help="Segmentation model in float16 but for its convolutions, for GPUs.")
+        bool, typer.Option("--float16", help="Segmentation model in float16, its convolutions in float32: for GPUs.")
     ] = False,
     revision: Revision = None,
     token: Token = None,

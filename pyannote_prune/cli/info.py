@@ -21,11 +21,9 @@ def info(
         ),
     ],
     as_json: AsJson = False,
-    duration: Annotated[
-        float, typer.Option(help="Seconds of audio that MACs of the table are counted for.", min=0.025)
-    ] = 1.0,
+    duration: Annotated[float, typer.Option(help="Seconds of audio for the MACs in the table.", min=0.025)] = 1.0,
     plot: Annotated[
-        Path | None, typer.Option(help="PNG or SVG file: also draw what is left of the dense architecture.")
+        Path | None, typer.Option(help="PNG or SVG file: also draw the shape beside that of the dense architecture.")
     ] = None,
     revision: Revision = None,
     token: Token = None,

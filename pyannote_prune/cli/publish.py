@@ -17,21 +17,22 @@ def publish(
         str | None, typer.Option(help="Hub id of the model that was pruned, such as microsoft/wavlm-base-plus.")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(help="What `evaluate --json` printed: its error rates go into the card.")
+        Path | None, typer.Option(help="Output of `evaluate --json`: its error rates go into the card.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     revision: Annotated[
-        str | None, typer.Option(help="Branch to upload to, made if it is not there. Default: the main branch.")
+        str | None, typer.Option(help="Branch to upload to, created if missing. Default: the main branch.")
     ] = None,
-    token: Annotated[str | None, typer.Option(help="Of the hub, with the right to write. Default: HF_TOKEN.")] = None,
+    token: Annotated[str | None, typer.Option(help="Hub token with permission to write. Default: HF_TOKEN.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the model card, and list what would be uploaded. No network.")
+        bool,
+        typer.Option("--dry-run", help="Print the model card and the list of files, and upload nothing. No network."),
     ] = False,
 ) -> None:
     """Upload a pipeline directory to the Hugging Face hub, with a model card.
 
-    The card tells how to use the pipeline, what it costs, what pruning left, its results and its settings. A README.md
-    in the directory is taken instead, and completed by the metadata that it lacks.
+    The card describes use, cost, the shape after pruning, results and settings. If the directory has a README.md, that
+    is the card; metadata that it lacks are added.
 
     Example: pyannote-prune publish pipeline someone/pruned --license cc-by-nc-4.0 --results results.json
     """

@@ -10,37 +10,41 @@ def simulate(
     voices: Annotated[
         Path, typer.Argument(help="Recordings of single speakers, in a folder for each speaker.", show_default=False)
     ],
-    directory: Annotated[Path, typer.Argument(help="Of the corpus.", show_default=False)],
+    directory: Annotated[Path, typer.Argument(help="Output directory.", show_default=False)],
     train: Annotated[float | None, typer.Option(help="Hours of the training set.", show_default=False)] = None,
     development: Annotated[float | None, typer.Option(help="Hours of the development set.", show_default=False)] = None,
     train_speakers: Annotated[
-        Path | None, typer.Option(help="List of its speakers, one per line. Default: 90 % of all, at random.")
+        Path | None,
+        typer.Option(help="File with the training speakers, one per line. Default: 90 % of all, at random."),
     ] = None,
     development_speakers: Annotated[
-        Path | None, typer.Option(help="List of its speakers, one per line. Default: the others.")
+        Path | None, typer.Option(help="File with the development speakers, one per line. Default: the others.")
     ] = None,
-    duration: Annotated[float, typer.Option(help="Seconds of a conversation.")] = 60.0,
-    min_speakers: Annotated[int, typer.Option(help="Least number of speakers of a conversation.", min=1)] = 1,
-    max_speakers: Annotated[int, typer.Option(help="Greatest number of speakers of a conversation.", min=1)] = 4,
+    duration: Annotated[float, typer.Option(help="Duration of a conversation, in seconds.")] = 60.0,
+    min_speakers: Annotated[int, typer.Option(help="Smallest number of speakers in a conversation.", min=1)] = 1,
+    max_speakers: Annotated[int, typer.Option(help="Largest number of speakers in a conversation.", min=1)] = 4,
     overlap: Annotated[float, typer.Option(help="Probability that a change of speakers overlaps.")] = 0.3,
-    reverberation: Annotated[float, typer.Option(help="Probability of a room.")] = 0.6,
-    telephone: Annotated[float, typer.Option(help="Probability of the telephone.")] = 0.2,
-    far_field: Annotated[float, typer.Option(help="Share of rooms in which everybody is far away.")] = 0.0,
-    level_spread: Annotated[float, typer.Option(help="Speakers are up to that many dB louder or softer.")] = 5.0,
+    reverberation: Annotated[float, typer.Option(help="Probability that a conversation takes place in a room.")] = 0.6,
+    telephone: Annotated[float, typer.Option(help="Probability that it takes place over the telephone.")] = 0.2,
+    far_field: Annotated[float, typer.Option(help="Share of rooms with every speaker far from the microphone.")] = 0.0,
+    level_spread: Annotated[
+        float, typer.Option(help="Largest deviation of a speaker's level from the average, in dB.")
+    ] = 5.0,
     turn_taking: Annotated[
-        Path | None, typer.Option(help="RTTM file of real conversations, whose pauses, overlaps and turns are taken.")
+        Path | None, typer.Option(help="RTTM file of real conversations: source of pauses, overlaps and turns.")
     ] = None,
     noise: Annotated[Path | None, typer.Option(help="Folder of noise, added to half of the conversations.")] = None,
     responses: Annotated[
         Path | None, typer.Option(help="Folder of measured impulse responses, a folder for each room.")
     ] = None,
     microphones: Annotated[
-        Path | None, typer.Option(help="Folder of recordings whose long-term spectra a third of conversations get.")
+        Path | None,
+        typer.Option(help="Folder of recordings: a third of the conversations get their long-term spectra."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
-    name: Annotated[str, typer.Option(help="Of the database.")] = "Simulated",
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    name: Annotated[str, typer.Option(help="Name of the database.")] = "Simulated",
 ) -> None:
-    """Make annotated conversations of recordings of single speakers, as a pyannote.database protocol.
+    """Make annotated conversations from recordings of single speakers, as a pyannote.database protocol.
 
     Turns, pauses, overlaps, rooms, telephones and noise are random. Rerun the same command to resume.
 

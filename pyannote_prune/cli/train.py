@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def train(
     context: typer.Context,
     check: Annotated[
-        bool, typer.Option("--check", help="Check everything, print what each stage will do, and train nothing.")
+        bool, typer.Option("--check", help="Check everything, print the plan of the training, and stop before it.")
     ] = False,
 ) -> None:
     """Train, prune or distil a model: one stage, configured as with pyannote-audio-train (Hydra).

@@ -1,1 +1,1 @@
-"""Many recordings: which ones, and where the results of each go."""
+"""Lists of recordings, and the files with their results."""

@@ -1,1 +1,1 @@
-"""How good and how fast: diarization errors, speed and memory, side by side."""
+"""Diarization errors, speed and memory, side by side."""

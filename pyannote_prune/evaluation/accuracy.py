@@ -57,7 +57,7 @@ def evaluate(
     """Diarization error rates of pipelines on protocols
 
     Hypotheses are kept, as `output/PIPELINE/PROTOCOL.SUBSET/URI.rttm`, and read where they are there already.
-    A recording that cannot be processed is told on standard error, and left out. One without UEM is scored from its
+    A recording that cannot be processed is named on standard error, and left out. One without UEM is scored from its
     first turn to its last.
 
     Parameters
@@ -80,7 +80,7 @@ def evaluate(
     device : str, optional
         Defaults to "auto": a GPU where there is one.
     told : bool, optional
-        Tell pipelines the number of speakers of each reference. Hypotheses are kept apart, under `PIPELINE-told`.
+        Give pipelines the number of speakers of each reference. Hypotheses are kept apart, under `PIPELINE-told`.
         Defaults to False.
 
     Returns
@@ -146,7 +146,7 @@ def score(system: System, corpus: Corpus, collar: float, skip_overlap: bool) -> 
     Returns
     -------
     row : dict
-        Of the results.
+        Row of the results.
 
     Raises
     ------

@@ -16,12 +16,12 @@ def count_layers(config: PrunedWavLMConfig, duration: float) -> dict[str, Any]:
     ----------
     config : PrunedWavLMConfig
     duration : float
-        Of the audio that MACs of layers are counted for, in seconds.
+        Duration of the audio for the MACs of layers, in seconds.
 
     Returns
     -------
     content : dict
-        What `pyannote-prune info --json` prints: `params`, `macs_per_second`, `duration` and `macs` unless the duration
+        Output of `pyannote-prune info --json`: `params`, `macs_per_second`, `duration` and `macs` unless the duration
         is one second, and `layers`.
     """
     num_samples = round(duration * SAMPLE_RATE)

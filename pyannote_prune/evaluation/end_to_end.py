@@ -108,7 +108,7 @@ def benchmark_pipelines(
     repeats : int, optional
         Rounds in which the pipelines take turns; medians are reported.
     tell : callable, optional
-        Told what is going on.
+        Receives messages about progress.
 
     Returns
     -------
@@ -191,7 +191,7 @@ def benchmark_scaling(
         Lengths.
     device : str, optional
     tell : callable, optional
-        Told what is going on.
+        Receives messages about progress.
 
     Returns
     -------

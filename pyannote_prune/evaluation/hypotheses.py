@@ -21,7 +21,7 @@ from pyannote_prune.pipelines.pretrained import load_pipeline
 from pyannote_prune.protocols import Reference
 
 SETTINGS = "settings.json"
-# seconds that labels may go on after the end of a recording
+# seconds by which labels may exceed the end of a recording
 _TOLERANCE = 1.0
 
 
@@ -63,14 +63,14 @@ class System:
     told: bool = False
 
     def hypothesis(self, corpus: Corpus, reference: Reference) -> Path:
-        """Where the hypothesis about a recording is, or will be."""
+        """Path of the hypothesis about a recording."""
         return self._folder(corpus) / f"{reference.uri}.rttm"
 
     def refuse_others(self, corpora: Sequence[Corpus]) -> None:
         """Refuse a folder with hypotheses of something else, or without room for these, by an `InputError`."""
         for path in (self.hypothesis(corpus, reference) for corpus in corpora for reference in corpus.references):
             if path.is_dir():
-                raise InputError(f"{path} is a directory, where a file is to be written: remove or rename it.")
+                raise InputError(f"{path} is a directory, but a file goes there: remove or rename it.")
         settings = self.folder / SETTINGS
         if settings.is_file():
             foreign = self.fingerprint not in settings.read_text(encoding="utf-8")
@@ -197,7 +197,7 @@ def read_hypothesis(path: Path, uri: str) -> Annotation:
         return turns[uri]
     if path.stat().st_size == 0:
         return Annotation(uri=uri)
-    raise InputError(f"{path} is not the hypothesis that it was ({reason}): remove it, to have it computed again.")
+    raise InputError(f"{path} is damaged or belongs to another recording ({reason}): remove it to compute it again.")
 
 
 def _write(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ class Column:
     Parameters
     ----------
     key : str
-        Of the values in each row.
+        Key of the values in each row.
     header : str
         With the unit.
     format : str, optional

@@ -90,15 +90,15 @@ def benchmark_backbones(
     sources : sequence of str
         Names of presets (random weights), or what [`load_backbone`][pyannote_prune.checkpoints.load_backbone] takes.
     durations : sequence of float, optional
-        Of the chunks, in seconds.
+        Durations of the chunks, in seconds.
     batch_sizes : sequence of int, optional
     precisions : sequence of {"float32", "float16", "bfloat16"}, optional
-        Of weights and waveforms.
+        Precisions of weights and waveforms.
     device : str, optional
     repeats : int, optional
         Counted rounds, of which the median is reported.
     tell : callable, optional
-        Told what is going on.
+        Receives messages about progress.
     onnx : bool, optional
         Export each source, and time it in ONNX Runtime, too, in float32 and in int8. Defaults to False.
 

@@ -7,8 +7,10 @@ import gc
 import math
 import platform
 import re
+import subprocess
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,8 @@ from pyannote_prune.inference.kernels import convolve
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
+
+PACKAGE = Path(__file__).parents[1]
 
 # rounds that are not counted: first calls allocate, choose algorithms and import
 WARM_UP = 1
@@ -37,7 +41,7 @@ def check_positive(**values: float) -> None:
 
 
 def silent(message: str) -> None:
-    """What progress is told to when nobody watches."""
+    """Receiver of progress messages that ignores them."""
 
 
 def synchronize(device: torch.device) -> None:
@@ -56,7 +60,7 @@ def timed(run: Callable[[], object], device: torch.device, clock: Callable[[], f
 
 
 def interleave(candidates: Mapping[Key, Callable[[], Result]], rounds: int) -> dict[Key, list[Result]]:
-    """Call candidates in turns, so that whatever else the machine does meets them all
+    """Call candidates in turns, so background load affects all equally
 
     Parameters
     ----------
@@ -92,7 +96,7 @@ def median_seconds(
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device, budget: float = 2.0) -> float:
-    """Fastest matrix product that is seen on a device, in floating-point operations per second
+    """Fastest matrix product measured on a device, in floating-point operations per second
 
     On a CPU, the libraries behind products and behind convolutions differ: the better one counts.
 
@@ -101,7 +105,7 @@ def matmul_peak(dtype: torch.dtype, device: torch.device, budget: float = 2.0) -
     dtype : torch.dtype
     device : torch.device
     budget : float, optional
-        Seconds after which no larger matrices are tried: precisions that are emulated take ages.
+        Seconds after which no larger matrices are tried: emulated precisions are slow.
     """
     best = 0.0
     start = time.perf_counter()
@@ -120,8 +124,8 @@ def matmul_peak(dtype: torch.dtype, device: torch.device, budget: float = 2.0) -
 class PeakMemory:
     """Most memory in use inside of a `with` block, above what was in use at its start
 
-    Of the process where Linux tells it (the kernel's own high-water mark, so that nothing goes
-    unseen), and of the GPU if that is the device.
+    Memory of the process on Linux (the kernel's own high-water mark, which misses nothing), and of the GPU if that is
+    the device.
 
     Parameters
     ----------
@@ -171,12 +175,30 @@ def _status(name: str) -> int:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What has to be known of a machine to read its timings: device, threads, versions."""
+    """Device, threads, versions, commit and date: the context of timings."""
     about = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()}
     if device.type not in ("cpu", "cuda"):
         about["device"] += f" ({device.type})"
-    packages = {name: version(name) for name in ("torch", "pyannote.audio", "transformers")}
-    return {**about, "threads": torch.get_num_threads(), **packages}
+    packages = {name: version(name) for name in ("torch", "pyannote.audio", "transformers", "pyannote-prune")}
+    checkout = commit()
+    return {
+        **about,
+        "threads": torch.get_num_threads(),
+        **packages,
+        **({"commit": checkout} if checkout else {}),
+        "date": datetime.now().astimezone().date().isoformat(),
+    }
+
+
+def commit() -> str | None:
+    """Commit of the checkout of this package, "-dirty" after a change; None for an installed package."""
+    described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    for command in (["git", "ls-files", "--error-unmatch", "__init__.py"], described):
+        try:
+            output = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+            return None
+    return output.strip()
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""How a model is executed: executors derived from it, windows, chunks, memory."""
+"""Execution of models: executors derived from them, windows, chunks, memory."""
 
 from pyannote_prune.inference.prepare import Executor, prepare, trainable
 

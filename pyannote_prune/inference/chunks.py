@@ -59,7 +59,7 @@ def fold_batch_norms(model: Model) -> Model:
 
 
 def embedding_masks(embedding: Any, segmentations: SlidingWindowFeature, exclude_overlap: bool) -> np.ndarray:
-    """Which frames of a chunk each of its speakers is embedded from, as upstream chooses them
+    """Frames that each speaker of a chunk is embedded from, by upstream's rule
 
     Parameters
     ----------

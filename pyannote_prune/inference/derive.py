@@ -1,4 +1,4 @@
-"""Twins of models: the same parameters, some of whose modules compute otherwise."""
+"""Twins of models: the same parameters, with some modules replaced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Replacements = Mapping[type[nn.Module], Callable[[nn.Module], nn.Module]]
 def share(module: nn.Module, cls: type[ModuleType]) -> ModuleType:
     """A module of class `cls` that has the parameters, buffers, modules, hooks and attributes of another
 
-    What is added to one of the two, or replaced, is not seen by the other; values of parameters are.
+    Additions to one of the two, and replacements, do not reach the other; values of parameters do.
 
     Parameters
     ----------

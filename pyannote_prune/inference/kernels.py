@@ -2,7 +2,8 @@
 
 For float32, PyTorch multiplies matrices with MKL, which leaves out the widest vector instructions of AMD's
 processors, but convolves with oneDNN, which uses them on all. A linear layer is a convolution with a kernel
-of size 1; with channels last, neither copies anything. With one thread, PyTorch leaves such convolutions to MKL as well.
+of size 1; with channels last, neither copies anything. With one thread, PyTorch leaves such convolutions to MKL
+as well.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def kernel_spectrum(weight: Tensor, groups: int) -> Tensor:
     Returns
     -------
     spectrum : (frequencies, groups, in_channels / groups, out_channels / groups) complex Tensor
-        Of twice the kernel size.
+        Spectrum of twice the kernel size.
     """
     spectrum = torch.fft.rfft(weight, n=2 * weight.shape[2]).conj()
     return spectrum.unflatten(0, (groups, -1)).permute(3, 0, 2, 1).resolve_conj().contiguous()

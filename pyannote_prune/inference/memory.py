@@ -26,7 +26,7 @@ def within_memory(step: Callable[[int], Result], batch_size: int, name: str) -> 
         Takes the batch size, which it keeps for the next recording.
     batch_size : int
     name : str
-        Of the step, in a warning that is given once.
+        Name of the step, for a warning that is given once.
 
     Raises
     ------
@@ -42,7 +42,8 @@ def within_memory(step: Callable[[int], Result], batch_size: int, name: str) -> 
                 raise
             if size == 1:
                 raise InputError(
-                    f"There is not enough memory for {name}, even in the smallest batches: free some, or use another device."
+                    f"There is not enough memory for {name}, even in the smallest batches: free some, or use another "
+                    "device."
                 ) from error
             size //= 2
         else:
@@ -52,8 +53,8 @@ def within_memory(step: Callable[[int], Result], batch_size: int, name: str) -> 
             torch.cuda.empty_cache()
     if size < batch_size:
         warnings.warn(
-            f"Memory ran out: {name} goes on in batches of {size} instead of {batch_size}. Setting "
-            f"`{name}_batch_size: {size}` in the pipeline's config.yaml saves finding that out.",
+            f"Out of memory: {name} continues in batches of {size} instead of {batch_size}. Set "
+            f"`{name}_batch_size: {size}` in the pipeline's config.yaml to start with that size.",
             # this module: the command shows what this package warns of, not what libraries that call it do
             stacklevel=1,
         )

@@ -36,8 +36,8 @@ def segmentation_graph(model: Model, precision: str = "float32") -> Any:
     ----------
     model : WavLMSegmentation or FbankSegmentation
     precision : {"float32", "float16", "int8"}, optional
-        Of what follows `local_features`: "int8" has the weights of large matrix products quantised. Convolutions over
-        samples, inputs and outputs are always float32.
+        Precision after `local_features`; "int8" quantises weights of large matrix products. Convolutions over samples,
+        inputs and outputs are always float32.
 
     Returns
     -------

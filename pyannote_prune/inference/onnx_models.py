@@ -1,4 +1,4 @@
-"""Exported models, executed by ONNX Runtime: what a pipeline asks of a pyannote model."""
+"""Exported models, executed by ONNX Runtime, with the interface of pyannote models."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def make_session(content: bytes, source: str, device: torch.device) -> Any:
     Parameters
     ----------
     content : bytes
-        Of an ONNX file.
+        Content of an ONNX file.
     source : str
         Its name, for messages.
     device : torch.device
-        Where to compute, if the installed package can; otherwise on the CPU, with as many threads as PyTorch.
+        Device to compute on, if the installed package can; otherwise the CPU, with as many threads as PyTorch.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""From a model to what executes it on a device."""
+"""From a model to its executor on a device."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Executor:
             yield self.module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model gives"""
+        """Output of the model"""
         with self.running() as module:
             return module(*args, **kwargs)
 
 
 def check_precision(precision: str) -> None:
-    """Raise an `InputError` for what is no precision."""
+    """Raise an `InputError` for an unknown precision."""
     if precision != "auto" and precision not in PRECISIONS:
         raise InputError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}.")
 

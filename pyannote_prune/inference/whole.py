@@ -34,7 +34,7 @@ def embed_recording(
     masks : (num_chunks, num_speakers, num_mask_frames) float32 array
         Frames in which each speaker of a chunk speaks, at any resolution: those above one half.
     chunks : SlidingWindow
-        Where they are, in seconds. They may go on after the end of the recording.
+        Positions of the chunks, in seconds. Chunks may exceed the end of the recording.
     progress : callable, optional
         Called with the number of chunks that are done and their total.
 

@@ -17,7 +17,7 @@ from pyannote_prune.inference.onnx_models import OnnxSegmentation
 from pyannote_prune.inference.prepare import Executor, check_precision, prepare
 from pyannote_prune.models.segmentation import SegmentationModel
 
-# duration of the windows of a batch on a CPU: shorter ones spend their time starting operations, longer ones leave the cache
+# of the windows of a batch on a CPU: less audio spends its time starting operations, more leaves the cache
 _CPU_BATCH_SECONDS = 16.0
 
 
@@ -32,7 +32,7 @@ class SegmentationInference(UpstreamInference):
     ----------
     model : Model
     precision : {"auto", "float32", "float16", "bfloat16"}, optional
-        Of models of this package. "auto" (default) is float16 on CUDA devices, float32 on others.
+        Precision of models of this package. "auto" (default) is float16 on CUDA devices, float32 on others.
     **kwargs
         As upstream.
 

@@ -108,7 +108,7 @@ class Audio(UpstreamAudio):
     sample_rate : int, optional
         Target rate, in Hz. Defaults to that of each file.
     mono : {"random", "downmix"}, optional
-        What becomes of several channels: one of them at random, their average, or (default) all of them.
+        Treatment of several channels: one of them at random, their average, or (default) all of them.
     """
 
     @staticmethod
@@ -187,7 +187,7 @@ class Audio(UpstreamAudio):
         segment : Segment
             Start and end, in seconds.
         mode : {"raise", "pad"}, optional
-            What becomes of a segment that is partly out of the file: an error (default), or zeros. A
+            Treatment of a segment that is partly out of the file: an error (default), or zeros. A
             millisecond is always forgiven: annotations and files are rarely of the same length.
 
         Returns

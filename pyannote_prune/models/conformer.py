@@ -17,7 +17,7 @@ class SelfAttention(nn.Module):
     ----------
     width, num_heads : int
     dropout : float
-        Of the attention's weights.
+        Dropout of the attention's weights.
     """
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:

@@ -44,19 +44,19 @@ class CAMPPlus(VersionedCheckpoint, Model):
     transitions : sequence of int, optional
         Channels after each block.
     dimension : int, optional
-        Of embeddings.
+        Dimension of embeddings.
     sample_rate : int, optional
         In Hz.
     num_channels : int, optional
-        Of audio. Only mono is supported.
+        Channels of audio. Only mono is supported.
     num_mel_bins : int, optional
         Bands of the filterbank.
     frame_length, frame_shift : float, optional
-        Of the filterbank, in milliseconds.
+        Frames of the filterbank, in milliseconds.
     dither : float, optional
         Standard deviation of the noise that the filterbank adds to samples, whose range is that of 16 bits.
     window_type : {"povey", "hamming", "hanning", "blackman", "rectangular"}, optional
-        Of the filterbank.
+        Window of the filterbank.
     task : Task, optional
 
     References
@@ -197,7 +197,7 @@ class CAMPPlus(VersionedCheckpoint, Model):
         Parameters
         ----------
         features : (batch, num_features, num_mel_bins) Tensor
-            Of the filterbank.
+            Output of the filterbank.
         lengths : (batch,) Tensor, optional
             Number of features that count. Defaults to all.
         """
@@ -233,7 +233,7 @@ class CAMPPlus(VersionedCheckpoint, Model):
 
 
 def speaking_frames(weights: Tensor, num_frames: int) -> Tensor:
-    """Which frames are of a speaker: (..., any number of frames) weights -> (rows, num_frames), one for each speaker"""
+    """Frames of each speaker: (..., any number of frames) weights -> (rows, num_frames), one row for each speaker"""
     return F.interpolate(weights.flatten(0, -2)[:, None].float(), num_frames, mode="nearest")[:, 0] > 0.5
 
 

@@ -1,4 +1,4 @@
-"""Where a model hands over to what executes it."""
+"""Models that hand over to their executors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Executed:
     """A pyannote model that a CPU executes through a twin, faster
 
     In evaluation mode and without gradients, an executor is prepared once. Training mode, a move to another device or
-    type, new weights, and passes with gradients drop it. Who changes weights in another way calls `eval()`.
+    type, new weights, and passes with gradients drop it. After changing weights in another way, call `eval()`.
     """
 
     _executor: Any = None
     _is_twin = False
 
     def executed(self) -> Any:
-        """What computes: a twin of this model, or the model itself"""
+        """Executor: a twin of this model, or the model itself"""
         model: Any = self
         exporting = torch.compiler.is_compiling() or torch.jit.is_tracing()
         if self._is_twin or exporting or model.device.type != "cpu":

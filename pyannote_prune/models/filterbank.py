@@ -85,7 +85,7 @@ class MelFilterbank(nn.Module):
         Returns
         -------
         features : (batch, num_frames, num_mel_bins) Tensor
-            Of frames that are whole.
+            Features of whole frames.
 
         Raises
         ------
@@ -94,7 +94,7 @@ class MelFilterbank(nn.Module):
         """
         if waveforms.shape[-1] < self.size:
             raise InputError(
-                f"Waveforms of {waveforms.shape[-1]} samples are too short: give the {self.size} of a frame at least."
+                f"Waveforms of {waveforms.shape[-1]} samples are too short: give at least {self.size}, one frame."
             )
         frames = (waveforms[:, 0] * (1 << 15)).unfold(1, self.size, self.step)
         if self.dither:

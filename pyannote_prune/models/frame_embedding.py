@@ -1,4 +1,4 @@
-"""Speaker embedding whose frames are computed once for a whole recording, then pooled for anybody."""
+"""Speaker embedding with frames computed once for a whole recording, then pooled for each speaker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HEAD_REACH, _ENTRANCE_REACH = 10, 2
 
 
 class PooledFrames:
-    """What is made of frames that depend on nobody in particular: a filterbank, and methods of the subclass, make them
+    """Speaker embedding from frames that are the same for all speakers of a recording
 
     Subclasses say how: by `frames`, `embed_statistics`, `reach` and `channels`.
     """
@@ -48,7 +48,7 @@ class PooledFrames:
         Parameters
         ----------
         features : (num_features, num_mel_bins) Tensor
-            Of the filterbank, less their mean.
+            Output of the filterbank, less its mean.
         size : int, optional
             Features of a block, an even number. Defaults to 3000, half a minute.
 
@@ -71,7 +71,7 @@ class PooledFrames:
         ----------
         frames : (batch, channels, num_frames) Tensor
         weights : (batch, num_speakers, num_frames) Tensor
-            Of each frame in the mean and the deviation of a speaker's.
+            Weight of each frame in the mean and the deviation of a speaker.
 
         Returns
         -------
@@ -171,7 +171,7 @@ class FrameEmbedding(PooledFrames, CAMPPlus):
         Parameters
         ----------
         features : (batch, num_features, num_mel_bins) Tensor
-            Of the filterbank, less their mean over the recording.
+            Output of the filterbank, less its mean over the recording.
 
         Returns
         -------
@@ -202,7 +202,7 @@ class FrameEmbedding(PooledFrames, CAMPPlus):
 
 @torch.inference_mode()
 def without_context(model: CAMPPlus, waveforms: Iterable[Tensor]) -> FrameEmbedding:
-    """A CAM++ whose context is what it is on average: where training of a `FrameEmbedding` starts
+    """CAM++ with its average context: the starting point for training a `FrameEmbedding`
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ def without_context(model: CAMPPlus, waveforms: Iterable[Tensor]) -> FrameEmbedd
     Returns
     -------
     without : FrameEmbedding
-        Of the same shape, in evaluation mode: channels have the weights that context gave them on average.
+        Model of the same shape, in evaluation mode: channels have the average weights of the context.
 
     Raises
     ------
@@ -239,7 +239,7 @@ def without_context(model: CAMPPlus, waveforms: Iterable[Tensor]) -> FrameEmbedd
         for handle in handles:
             handle.remove()
     if not seen[0]:
-        raise InputError("What context is on average takes a recording at least: got none.")
+        raise InputError("The average context needs at least one recording, got none.")
     without = FrameEmbedding(**dict(model.hparams))
     without.specifications = model.specifications
     without.setup()

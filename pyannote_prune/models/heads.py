@@ -1,4 +1,4 @@
-"""What turns frame-level features into something a powerset classifier can read."""
+"""Heads: from frame-level features to the input of a powerset classifier."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class LSTMHead(nn.Module):
     in_features : int
         Number of features per frame.
     hidden_size, num_layers, bidirectional, dropout : optional
-        Of the LSTM.
+        Arguments of the LSTM.
     linear_size, num_linear_layers : int, optional
         Width and number of the linear layers that follow.
     """

@@ -37,7 +37,7 @@ def segmentation_specifications(
     duration : float
         Duration of chunks, in seconds.
     max_speakers_per_chunk, max_speakers_per_frame : int
-        How many speakers a chunk has at most, and how many of them speak at once.
+        Largest number of speakers in a chunk, and of those who speak at once.
     """
     return Specifications(
         problem=Problem.MONO_LABEL_CLASSIFICATION,
@@ -118,7 +118,7 @@ def load_model(
     token : str, optional
         For private and gated repositories.
     cache_dir : str or Path, optional
-        Of downloads.
+        Cache of downloads.
 
     Returns
     -------
@@ -154,7 +154,7 @@ def _build(content: Mapping[str, Any], source: object) -> Model:
     module = str(content["pyannote.audio"]["architecture"].get("module"))
     cls = find_class(module, name, source)
     if not (isinstance(cls, type) and issubclass(cls, Model)):
-        raise InputError(f"{source} holds a {name} of {module}, which is no model of pyannote.audio.")
+        raise InputError(f"{source} holds a {name} of {module}, not a model of pyannote.audio.")
     known = inspect.signature(cls).parameters
     open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values())
     arguments = content.get("hyper_parameters", {})
@@ -163,7 +163,7 @@ def _build(content: Mapping[str, Any], source: object) -> Model:
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     except _CONTRADICTIONS as error:
-        raise InputError(f"{source}: a {name} cannot have its hyper-parameters ({describe(error)}).") from error
+        raise InputError(f"{source}: a {name} does not accept its hyper-parameters ({describe(error)}).") from error
     # pyannote's models keep their loss, if it has weights
     state = {key: tensor for key, tensor in content["state_dict"].items() if not key.startswith("loss_func.")}
     return _complete(model, content["pyannote.audio"]["specifications"], state, source)
@@ -179,7 +179,7 @@ def _class_name(content: Mapping[str, Any], source: object) -> str:
         raise InputError(f"{source} is a checkpoint of pyannote.audio without its {error.args[0]}.") from error
     kinds = specifications if isinstance(specifications, tuple) else (specifications,)
     if not (complete and isinstance(name, str) and all(isinstance(kind, Specifications) for kind in kinds)):
-        raise InputError(f"{source} is a checkpoint of pyannote.audio, but neither complete nor of this version.")
+        raise InputError(f"{source} is a checkpoint of pyannote.audio, but incomplete or of another version.")
     return name
 
 

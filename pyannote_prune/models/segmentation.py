@@ -29,7 +29,7 @@ HEADS: dict[str, type[ConformerHead | LSTMHead]] = {"conformer": ConformerHead, 
 
 
 class SegmentationModel(Executed, VersionedCheckpoint, Model):
-    """What our segmentation models share: everything but the front-end
+    """Common part of the segmentation models: everything but the front-end
 
     A front-end is a stack of convolutions over the waveform (kernel sizes and strides in samples are
     those given to `_build`) and whatever follows at the same frame rate; see `features`.
@@ -152,7 +152,7 @@ class WavLMSegmentation(SegmentationModel):
     Parameters
     ----------
     wavlm : str, dict or PrunedWavLMConfig, optional
-        What the backbone starts from: anything that
+        Starting point of the backbone: anything that
         [`load_backbone`][pyannote_prune.checkpoints.load_backbone] understands (weights included), or the
         name of a preset, a `config.json` of `PrunedWavLMModel.save_pretrained`, or a configuration (random weights).
         Defaults to "microsoft/wavlm-base-plus", downloaded from the hub.
@@ -204,7 +204,7 @@ class WavLMSegmentation(SegmentationModel):
         self._build(head, head_args, config.hidden_size, config.conv_kernel, config.conv_stride)
 
     def _freeze_unused(self) -> None:
-        """Keep out of training what is no weight, or not read."""
+        """Keep constants and unread weights out of training."""
         self.wavlm.feature_extractor.channel_scale.requires_grad_(False)
         if self.wavlm.config.do_stable_layer_norm:
             # it normalises the last hidden state, which is not what is mixed
@@ -254,11 +254,11 @@ class WavLMSegmentation(SegmentationModel):
         return self.wavlm.has_local_features
 
     def local_features(self, waveforms: Tensor) -> Tensor:
-        """What the Transformer is given: (batch, samples) -> (batch, frames, hidden_size)"""
+        """Input of the Transformer: (batch, samples) -> (batch, frames, hidden_size)"""
         return self.wavlm.local_features(waveforms)
 
     def score(self, local_features: Tensor) -> Tensor:
-        """What follows: (batch, frames, hidden_size) -> (batch, frames, classes)"""
+        """Transformer, head and classifier: (batch, frames, hidden_size) -> (batch, frames, classes)"""
         states = self.wavlm.encode(local_features).hidden_states
         assert states is not None
         return self.classify(self.mix(states))

@@ -1,4 +1,4 @@
-"""Numbers of speakers that a pipeline is told."""
+"""Given numbers of speakers, and bounds on them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ GREATEST_NUMBER = 100
 def check_bounds(
     num_speakers: Any = None, min_speakers: Any = None, max_speakers: Any = None, prefix: str = ""
 ) -> None:
-    """Refuse numbers of speakers that are none, or that contradict each other
+    """Refuse numbers of speakers that are invalid or contradict each other
 
     Parameters
     ----------
     num_speakers, min_speakers, max_speakers : int, optional
     prefix : str, optional
-        Of their names in messages. Options of the command line have "--", and dashes.
+        Prefix of their names in messages. Options of the command line have "--", and dashes.
 
     Raises
     ------

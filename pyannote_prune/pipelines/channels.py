@@ -21,12 +21,12 @@ def diarize_channels(pipeline: Pipeline, file: Mapping[str, Any], **options: Any
     file : mapping
         pyannote file, with a "uri".
     **options
-        Of the pipeline, such as bounds on the number of speakers, which hold for each channel.
+        Options of the pipeline, such as bounds on the number of speakers, which hold for each channel.
 
     Returns
     -------
     diarization : Annotation
-        Of all channels. Speakers are named by channel, numbered from 0: "CHANNEL_0" where it has one speaker,
+        Turns of all channels. Speakers are named by channel, numbered from 0: "CHANNEL_0" where it has one speaker,
         "CHANNEL_0_SPEAKER_00" and so on where it has several.
     """
     waveform, sample_rate = Audio()(file)

@@ -35,7 +35,7 @@ VBX_LEAST_SHARE, VBX_HALVINGS = 0.05, 6
 
 
 class _Ruled(BaseClustering):
-    """What upstream's clusterings have in common, by rules that can be chosen."""
+    """Common part of upstream's clusterings, with selectable rules."""
 
     rules = ClusteringRules()
 
@@ -315,7 +315,7 @@ def with_unassigned(
     Returns
     -------
     hard_clusters, soft_clusters, centroids : arrays
-        Of the new clusters. The centroid of those without one is zero.
+        Arrays of the new clusters. The centroid of a cluster without one is zero.
     """
     kept, renumbered = np.unique(hard_clusters, return_inverse=True)
     # a last column and row, for those without a cluster
@@ -334,7 +334,7 @@ def save_memory(clustering: BaseClustering, rules: ClusteringRules = _Ruled.rule
     Parameters
     ----------
     clustering : BaseClustering
-        Of upstream.
+        Clustering of upstream.
     rules : ClusteringRules, optional
         Default to upstream's.
     """

@@ -174,7 +174,7 @@ def absorb_small(embeddings: np.ndarray, clusters: np.ndarray, min_size: float, 
     min_size : float
         Number of embeddings of a large cluster.
     metric : str, optional
-        Of SciPy. Defaults to "cosine".
+        Metric of SciPy. Defaults to "cosine".
 
     Returns
     -------

@@ -15,7 +15,7 @@ _COMPUTED_WITH = (".yaml", ".bin", ".ckpt", ".npz", ".onnx", ".safetensors", ".j
 
 
 def fingerprint(source: str) -> str:
-    """What tells a pipeline from others, and from itself after a change
+    """Fingerprint of a pipeline: another one for any other pipeline, and after any change
 
     Parameters
     ----------

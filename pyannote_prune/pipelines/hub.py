@@ -25,13 +25,13 @@ README = "README.md"
 
 @dataclass(frozen=True)
 class Contents:
-    """What a pipeline directory holds
+    """Contents of a pipeline directory
 
     Parameters
     ----------
     directory : Path
     config : dict
-        Of its config.yaml.
+        Content of its config.yaml.
     models : dict of str
         Its references to models, by option: hub ids, or `$model/` and a folder.
     segmentation : Model
@@ -156,7 +156,7 @@ def publish(
 
 
 def _reference(model: str | Mapping[str, Any]) -> str:
-    """Where a pipeline finds a model."""
+    """Place of a model for a pipeline."""
     return str(model["checkpoint"] if isinstance(model, Mapping) else model)
 
 

@@ -16,16 +16,16 @@ from pyannote.core import Annotation, Segment
 
 @dataclass(frozen=True)
 class SpeakerTotal:
-    """What a speaker says in all
+    """Total speech of a speaker
 
     Parameters
     ----------
     speaker : str
     turns : int
     seconds : float
-        Of speech, to the millisecond.
+        Duration of speech, to the millisecond.
     share : float
-        Of the seconds of all speakers: shares sum up to 1, where there is any speech.
+        Share in the seconds of all speakers: shares sum up to 1, if there is any speech.
     """
 
     speaker: str
@@ -35,7 +35,7 @@ class SpeakerTotal:
 
 
 def speaker_totals(diarization: Annotation) -> list[SpeakerTotal]:
-    """What each speaker says in all, by name."""
+    """Total speech of each speaker, by name."""
     turns = Counter(speaker for _, _, speaker in _turns(diarization))
     seconds = {speaker: diarization.label_duration(speaker) for speaker in diarization.labels()}
     whole = sum(seconds.values())
@@ -164,7 +164,7 @@ class Format:
     Parameters
     ----------
     extension : str
-        Of its files.
+        Extension of its files.
     write : callable
         From a diarization and the duration of its recording, in seconds, to text.
     concatenates : bool

@@ -33,9 +33,9 @@ def check_options(
     Parameters
     ----------
     switches : mapping
-        Of bool values.
+        Boolean options.
     counts : mapping
-        Of whole numbers, 1 or more.
+        Whole numbers, 1 or more.
     segmentation_step : float
         In (0, 1].
     median_filter : int or None
@@ -67,7 +67,7 @@ def check_parameters(given: Mapping[str, Any], methods: list[str] | None) -> Non
     given : mapping
         Values by section, "segmentation" and "clustering", and name.
     methods : list of str or None
-        Of clustering; None where it has none.
+        Methods of the clustering, None where it has none.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def parse_settings(given: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             value = None
         if not name.strip() or value is None:
-            raise InputError(f"{setting!r} is no setting: expected NAME=VALUE, such as clustering.threshold=0.6.")
+            raise InputError(f"{setting!r} is not a setting: expected NAME=VALUE, such as clustering.threshold=0.6.")
         values[name.strip()] = value
     return values
 

@@ -53,7 +53,7 @@ def load_part(
     kind : {"segmentation", "embedding"}
     token, cache_dir : optional
     backend : {"auto", "torch", "onnx"}, optional
-        What executes it: "auto" (default) is ONNX Runtime for exported models, PyTorch for others.
+        Executor: "auto" (default) is ONNX Runtime for exported models, PyTorch for others.
 
     Raises
     ------
@@ -113,7 +113,7 @@ def is_foreign(embedding: PipelineModel) -> bool:
 
 
 def not_downloaded(error: Exception, segmentation: PipelineModel, embedding: PipelineModel) -> InputError:
-    """What is told of models that the hub did not give"""
+    """Message about models that the hub did not give"""
     return InputError(
         f"A model could not be downloaded from the hub ({type(error).__name__}; segmentation: "
         f"{_name(segmentation)}, embedding: {_name(embedding)}). Without network, use local: "
@@ -122,5 +122,5 @@ def not_downloaded(error: Exception, segmentation: PipelineModel, embedding: Pip
 
 
 def _name(model: PipelineModel) -> str:
-    """What a model is called in messages: a token may come with it."""
+    """Name of a model in messages, without its token."""
     return str(model["checkpoint"] if isinstance(model, Mapping) else model)

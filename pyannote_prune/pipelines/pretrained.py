@@ -125,4 +125,4 @@ def _check_classes(config: Mapping[str, Any], path: Path) -> None:
         is_preprocessor = isinstance(cls, type) and cls.__module__.startswith("pyannote")
         if not (is_preprocessor if index else is_pipeline):
             kind = "preprocessor of pyannote's" if index else "pipeline"
-            raise InputError(f"{path} asks for {name}, which is no {kind}: nothing was loaded.")
+            raise InputError(f"{path} asks for {name}, not a {kind}: nothing was loaded.")

@@ -34,7 +34,7 @@ class Recording(ChainMap):
 
 
 def check_file(file: Any) -> MutableMapping[str, Any]:
-    """Refuse what is no recording, before anything is computed
+    """Refuse anything but a recording, before any computation
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def check_file(file: Any) -> MutableMapping[str, Any]:
         # arrays would be printed whole
         shown = f"{type(name).__name__} of shape {tuple(name.shape)}" if hasattr(name, "shape") else str(name)[:80]
         raise InputError(
-            f"{shown} is no recording: expected a path, a binary file, or a dictionary with `audio`, or with "
+            f"{shown} is not a recording: expected a path, a binary file, or a dictionary with `audio`, or with "
             "`waveform` and `sample_rate`."
         )
     return Audio.validate_file(file)

@@ -11,7 +11,7 @@ from pyannote_prune.errors import InputError
 
 @dataclass(frozen=True)
 class ClusteringRules:
-    """Which embeddings are clustered, and how speakers of chunks are assigned to clusters
+    """Choice of the embeddings to cluster, and assignment of speakers of chunks to clusters
 
     Defaults are those of pyannote.audio 4. DiariZen's are `DIARIZEN_RULES`.
 

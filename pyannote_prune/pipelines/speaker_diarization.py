@@ -93,12 +93,12 @@ class SpeakerDiarization(WithTurnDurations):
     min_speakers, max_speakers : int, optional
         Bounds on the number of speakers, for recordings that are given without.
     precision : {"auto", "float32", "float16", "bfloat16"}, optional
-        Of the segmentation model. "auto" (default) is float16 on CUDA devices, float32 on others.
+        Precision of the segmentation model. "auto" (default) is float16 on CUDA devices, float32 on others.
     normalize : bool, optional
         Take out a constant offset, and bring each recording to one level, for models that are sensitive to them.
         Defaults to False.
     backend : {"auto", "torch", "onnx"}, optional
-        What executes the models: "auto" (default) is ONNX Runtime for exported ones, PyTorch for others. "onnx" exports
+        Executor of the models: "auto" (default) is ONNX Runtime for exported ones, PyTorch for others. "onnx" exports
         those of PyTorch in memory, which takes a minute: [`export`][pyannote_prune.pipelines.export] does so once.
     clustering_rules : mapping, optional
         Fields of [`ClusteringRules`][pyannote_prune.pipelines.rules.ClusteringRules], for agglomerative and VBx
@@ -215,7 +215,7 @@ class SpeakerDiarization(WithTurnDurations):
         file : AudioFile or list of AudioFile
             Those of a list must have names (`uri`) of their own.
         preload : bool, optional
-            Of no effect: audio is always decoded once, into memory.
+            No effect: audio is always decoded once, into memory.
         **kwargs
             See [`apply`][pyannote_prune.pipelines.SpeakerDiarization.apply].
 
@@ -263,7 +263,7 @@ class SpeakerDiarization(WithTurnDurations):
     def reconstruct(
         self, segmentations: SlidingWindowFeature, hard_clusters: np.ndarray, count: SlidingWindowFeature
     ) -> SlidingWindowFeature:
-        """Who speaks when, from clusters, in the memory of one chunk
+        """Reconstruct who speaks when from clusters, in the memory of one chunk
 
         Parameters
         ----------

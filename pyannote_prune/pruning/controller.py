@@ -13,7 +13,7 @@ OBJECTIVES = ("params", "macs")
 
 
 def check_target(target: float, objective: str) -> None:
-    """Raise an `InputError` when a target sparsity, or what it is measured in, is out of range."""
+    """Raise an `InputError` for a target sparsity, or an objective, that is out of range."""
     if objective not in OBJECTIVES:
         raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
     if not 0 <= target < 1:
@@ -36,12 +36,12 @@ class SparsityController(nn.Module):
     warmup_steps : int
         Steps over which the target is ramped up.
     objective : {"params", "macs"}, optional
-        What sparsity is measured in. Defaults to "params".
+        Measure of sparsity. Defaults to "params".
     num_samples : int, optional
         Length of the waveform that MACs are counted for. Defaults to one second (16,000 samples).
     reference : Cost, optional
         Cost that sparsity is relative to. Defaults to that of the backbone before any gate closes;
-        when pruning goes on from a pruned backbone, give that of the dense one.
+        to prune a pruned backbone further, give that of the dense one.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a backbone costs: one definition for reports (exact) and for the loss (expected, differentiable).
+"""Cost of a backbone: one definition for reports (exact) and for the loss (expected, differentiable).
 
 Every formula is linear in each kind of unit, so that it holds for exact numbers of units and for
 their expectations alike. Conventions are those of Han et al. (arXiv 2506.18623): parameters include
@@ -22,7 +22,7 @@ SAMPLE_RATE = 16_000
 
 @dataclass(frozen=True)
 class Units:
-    """How many units of each kind there are: integers, or expectations as scalar tensors.
+    """Number of units of each kind: integers, or expectations as scalar tensors.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Gates on a live backbone: what is random while training, closed in evaluation, cut by surgery."""
+"""Gates on a live backbone: random in training, fixed in evaluation, removed by surgery."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Gates(nn.Module):
     config : PrunedWavLMConfig
         Shape of the backbone.
     kinds : iterable of str
-        Which units have a gate: channels of convolutions, attention heads, intermediate units of
+        Units with a gate: channels of convolutions, attention heads, intermediate units of
         feed-forward networks, whole attention sub-layers, whole feed-forward sub-layers.
     drop_rate : float, optional
         Initial probability of being closed.
@@ -150,7 +150,7 @@ def attach_gates(model: PrunedWavLMModel, gates: Gates) -> None:
     ----------
     model : PrunedWavLMModel
     gates : Gates
-        Made for the shape of `model`.
+        Gates made for the shape of `model`.
 
     Raises
     ------
@@ -252,7 +252,7 @@ class LivingLayerNorm(nn.LayerNorm):
     Parameters
     ----------
     norm : LayerNorm
-        Whose parameters it has.
+        Source of the parameters.
     gates : Gates
     index : int
         Convolution whose channels are normalised.

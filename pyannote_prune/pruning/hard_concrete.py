@@ -27,7 +27,7 @@ class HardConcrete(nn.Module):
     drop_rate : float, optional
         Initial probability of being closed, in (0, 1). Defaults to 0.01.
     temperature : float, optional
-        Of the Concrete distribution. Defaults to 2/3.
+        Temperature of the Concrete distribution. Defaults to 2/3.
     stretch : (float, float), optional
         Interval that the variable is stretched to before it is clamped: below 0, above 1.
     min_open : int, optional
@@ -70,7 +70,7 @@ class HardConcrete(nn.Module):
         return torch.sigmoid(self.log_alpha.double() - self.temperature * math.log(-left / right))
 
     def num_open(self) -> int:
-        """How many gates are open in evaluation mode."""
+        """Number of gates that are open in evaluation mode."""
         expected = round(self.open_probability().sum().item())
         multiple_of = int(self.multiple_of)
         if multiple_of > 1:
@@ -80,7 +80,7 @@ class HardConcrete(nn.Module):
         return max(expected, self.min_open)
 
     def is_open(self) -> Tensor:
-        """Which gates are open in evaluation mode, (num_units,) of bool."""
+        """True for gates that are open in evaluation mode, (num_units,) of bool."""
         mask = torch.zeros(self.num_units, dtype=torch.bool, device=self.log_alpha.device)
         # a stable order, so that equal gates are told apart the same way every time
         order = self.log_alpha.detach().sort(descending=True, stable=True).indices

@@ -13,7 +13,7 @@ from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel
 def cut(model: PrunedWavLMModel) -> PrunedWavLMModel:
     """Cut a compact backbone out of a gated one
 
-    What a gate closes is gone, and what it scales is folded into the weights that read it. The compact
+    Closed units are removed; scales of the others are folded into the weights that read them. The compact
     backbone gives the output of the gated one in evaluation mode (to 1e-5 in float32):
 
     * normalisations over channels see those that live, in both;

@@ -1,1 +1,1 @@
-"""What people look at, made of results: tables, figures, cards, pages."""
+"""Presentation of results: tables, figures, cards, pages."""

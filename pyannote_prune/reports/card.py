@@ -1,4 +1,4 @@
-"""Model cards: what a repository on the hub says about the pipeline in it."""
+"""Model cards: descriptions of pipelines in repositories on the hub."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _RATES = {"der", "miss", "false_alarm", "confusion"}
 
 @dataclass(frozen=True)
 class Scores:
-    """What `pyannote-prune evaluate --json` says about one pipeline
+    """Results of `pyannote-prune evaluate --json` about one pipeline
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class Scores:
 
 
 def read_scores(path: Path, directory: Path) -> Scores:
-    """Read what `pyannote-prune evaluate --json` says about a pipeline directory
+    """Read the results of `pyannote-prune evaluate --json` about a pipeline directory
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def write_card(
     base_model : str, optional
         Hub id of the model that this one was made from.
     results : Path, optional
-        What `pyannote-prune evaluate --json` printed.
+        Output of `pyannote-prune evaluate --json`.
     revision : str, optional
         Branch that users have to ask for.
 
@@ -189,14 +189,14 @@ def write_card(
         )
     if not card.data.get("license"):
         raise InputError(
-            f"Which license has {contents.directory}? Give --license, or `license:` in the metadata of its {README}; "
+            f"{contents.directory} has no license: pass --license, or add `license:` to the metadata of its {README}; "
             f"the hub knows {', '.join(LICENSES)}."
         )
     return card
 
 
 def _describe(segmentation: Model) -> dict[str, Any]:
-    """What the card says about the segmentation model."""
+    """Entries of the card about the segmentation model."""
     specifications = segmentation.specifications
     facts: dict[str, Any] = {
         "architecture": type(segmentation).__name__,
@@ -234,7 +234,7 @@ def _complete(readme: Path, data: ModelCardData) -> ModelCard:
         given, own = data.get(key), card.data.get(key)
         if given and own and given != own:
             name = "--results" if key == "eval_results" else f"--{key.replace('_', '-')} {given}"
-            raise InputError(f"{readme} says something else than {name}: change one of them.")
+            raise InputError(f"{readme} contradicts {name}: change one of them.")
     tags = card.data.get("tags", [])
     missing = {key: value for key, value in vars(data).items() if card.data.get(key) is None}
     for key, value in missing.items():

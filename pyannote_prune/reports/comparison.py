@@ -29,7 +29,7 @@ def compare_runs(directories: Sequence[Path]) -> Results:
     Parameters
     ----------
     directories : sequence of Path
-        Of the runs.
+        Directories of the runs.
 
     Returns
     -------

@@ -16,7 +16,7 @@ logging.getLogger("tensorboard").setLevel(logging.WARNING)
 def read_curves(directory: Path) -> dict[str, list[ScalarEvent]]:
     """Scalars that TensorBoard shows of a directory, by name
 
-    Where a run was interrupted and went on from a step before, what it had logged after that step is left out.
+    If a run was interrupted and resumed from an earlier step, its logs after that step are left out.
 
     Parameters
     ----------

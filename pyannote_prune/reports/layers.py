@@ -20,7 +20,7 @@ def layer_table(source: str, content: Mapping[str, Any], duration: float) -> Tab
     content : dict
         Its counts, see [`count_layers`][pyannote_prune.evaluation.counts.count_layers].
     duration : float
-        Of the audio that they are of, in seconds.
+        Duration of the audio, in seconds.
     """
     table = Table(title=escape(source), show_footer=True)
     table.add_column("layer", "total")
@@ -42,7 +42,7 @@ def comparison_table(sources: Sequence[str], contents: Sequence[Mapping[str, Any
     contents : sequence of dict
         Their counts, see [`count_layers`][pyannote_prune.evaluation.counts.count_layers].
     duration : float
-        Of the audio that they are of, in seconds.
+        Duration of the audio, in seconds.
     """
     totals = [{"params": content["params"], "macs": _macs(content)} for content in contents]
     table = Table(

@@ -76,7 +76,7 @@ def draw_curves(curves: Mapping[str, list[ScalarEvent]], path: Path) -> Iterator
 
 
 def draw_survival(shapes: Sequence[tuple[str, PrunedWavLMConfig]], path: Path) -> Markup | None:
-    """What is left of a backbone, None when pruning did not change it
+    """Surviving shape of a backbone, None when pruning did not change it
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ def reporting(directory: Path) -> Iterator[None]:
     Parameters
     ----------
     directory : Path
-        Of the run.
+        Directory of the run.
     """
     try:
         yield
@@ -90,12 +90,12 @@ def _write_and_tell(directory: Path) -> None:
 def write_report(directory: Path) -> Path:
     """Write `report.html` in the directory of a run: configuration, curves, sizes before and after, next commands
 
-    Parts that a run does not have (yet), such as curves or checkpoints, are left out.
+    Parts that the run lacks, such as curves or checkpoints, are left out.
 
     Parameters
     ----------
     directory : Path
-        Of a run of `pyannote-prune train` or `pyannote-prune compress`.
+        Directory of a run of `pyannote-prune train` or `pyannote-prune compress`.
 
     Returns
     -------

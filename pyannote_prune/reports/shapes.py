@@ -1,4 +1,4 @@
-"""The shape of backbones as a picture: what survived of the dense architecture."""
+"""Picture of the shape of backbones, beside the dense architecture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MARGINS = 1.2
 def plot_shapes(shapes: Sequence[tuple[str, PrunedWavLMConfig]], path: Path) -> None:
     """Draw the heads, FFN widths and convolution channels of backbones, one under the other
 
-    What is left is filled, what the dense architecture has is outlined.
+    Surviving units are filled; those of the dense architecture are outlined.
 
     Parameters
     ----------

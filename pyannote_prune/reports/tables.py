@@ -118,7 +118,7 @@ def summary_table(diarization: Annotation, duration: float) -> Table:
     ----------
     diarization : Annotation
     duration : float
-        Of the recording, in seconds.
+        Duration of the recording, in seconds.
     """
     table = Table(title=escape(f"{diarization.uri}, {clock(duration)}"))
     table.add_column("speaker", overflow="fold")

@@ -55,7 +55,7 @@ def drawing(path: Path, width: float, height: float) -> Iterator[Figure]:
 def plot_timeline(diarization: Annotation, waveform: np.ndarray, sample_rate: int, path: Path) -> None:
     """Draw who speaks when, in a lane each, under the waveform
 
-    Of more than 20 speakers, those with least speech share a lane.
+    With more than 20 speakers, those with least speech share a lane.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Annotated conversations made of recordings of single speakers, for those with little annotated data."""
+"""Annotated conversations made from recordings of single speakers, for users with little annotated data."""
 
 from pyannote_prune.simulation.conversation import Conversation, Simulator
 from pyannote_prune.simulation.corpus import split_speakers, write_corpus

@@ -1,4 +1,4 @@
-"""What lies between a mouth and a file: rooms, telephones, noise."""
+"""Acoustics between mouth and file: rooms, telephones, noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def room_responses(number: int, sample_rate: int, far: bool = False) -> list[np.
     Parameters
     ----------
     number : int
-        Of the room: its size (3 to 9 by 3 to 7 by 2.4 to 3.5 m), reverberation time (0.15 to 0.6 s) and
+        Number of the room: its size (3 to 9 by 3 to 7 by 2.4 to 3.5 m), reverberation time (0.15 to 0.6 s) and
         positions are drawn from it.
     sample_rate : int
     far : bool, optional
@@ -70,7 +70,7 @@ def room_responses(number: int, sample_rate: int, far: bool = False) -> list[np.
 
 
 def telephone(samples: np.ndarray, sample_rate: int) -> np.ndarray:
-    """What a narrow-band telephone leaves: 300 to 3400 Hz, 8-bit mu-law quantisation."""
+    """Speech over a narrow-band telephone: 300 to 3400 Hz, 8-bit mu-law quantisation."""
     sections = butter(4, [300, 3400], btype="bandpass", fs=sample_rate, output="sos")
     filtered = sosfilt(sections, samples)
     peak = max(float(np.abs(filtered).max()), 1e-6)
@@ -119,7 +119,7 @@ def noise(num_samples: int, sample_rate: int, rng: np.random.Generator) -> np.nd
     Returns
     -------
     noise : (num_samples,) float32 array
-        Of unit power.
+        Noise of unit power.
     """
     spectrum = np.fft.rfft(rng.standard_normal(num_samples))
     frequencies = np.fft.rfftfreq(num_samples, 1 / sample_rate)

@@ -1,4 +1,4 @@
-"""Conversations made of recordings of single speakers: who speaks when."""
+"""Conversations made from recordings of single speakers: their turns."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Conversation:
     waveform : (num_samples,) float32 array
     sample_rate : int
     annotation : Annotation
-        Who speaks when: the energy of what each said, before rooms and noise.
+        Turns of each speaker, by the energy of their speech before rooms and noise.
     """
 
     waveform: np.ndarray
@@ -49,7 +49,7 @@ class Conversation:
 
 
 class Simulator:
-    """Makes conversations of recordings of single speakers
+    """Simulator of conversations, from recordings of single speakers
 
     Speakers take turns at random; a turn follows after a pause, or starts before the end of the last one.
     Each speaker has a loudness, a speed (and pitch), and a place in a room or a telephone; there is noise.
@@ -72,7 +72,7 @@ class Simulator:
     reverberation, telephone : float, optional
         Probabilities that a conversation takes place in a room (0.6), or over the telephone (0.2).
     num_rooms : int, optional
-        How many rooms there are. Defaults to 64.
+        Number of rooms. Defaults to 64.
     speed : float, optional
         Probability that the recordings of a speaker are played faster or slower, by up to a quarter.
         Defaults to 0.5.
@@ -85,15 +85,15 @@ class Simulator:
     snr : (float, float), optional
         Range of signal-to-noise ratios, in dB. Defaults to 5 and 35.
     level_spread : float, optional
-        Speakers are up to that much louder or softer than others, in dB. Defaults to 5.
+        Largest deviation of a speaker's level from the average, in dB. Defaults to 5.
     level : (float, float), optional
         Range of gains of the whole conversation, in dB; at 0 dB speech has a root mean square of 0.05.
         Defaults to -15 and 10.
     far_field : float, optional
         Share of rooms in which everybody is far from the microphone. Defaults to 0.
     turn_taking : TurnTaking, Path or str, optional
-        What real conversations are like (or an RTTM file of some) in the lengths of turns, pauses, overlaps and
-        back-channels, instead of `overlap`, `mean_pause` and `mean_overlap`.
+        Lengths of turns, pauses, overlaps and back-channels in real conversations (or an RTTM file of some), instead
+        of `overlap`, `mean_pause` and `mean_overlap`.
     noise : Path or str, optional
         Folder of recordings of noise, one of which is added to half of the conversations.
     responses : Path or str, optional
@@ -178,7 +178,7 @@ class Simulator:
         self.turn_taking = turn_taking
 
     def settings(self) -> dict[str, Any]:
-        """What conversations depend on, as plain numbers, strings and lists."""
+        """Settings of conversations, as plain numbers, strings and lists."""
         settings = {name: value for name, value in vars(self).items() if name not in ("voices", "renderer")}
         settings |= {
             "num_speakers": list(self.num_speakers),
@@ -207,7 +207,7 @@ class Simulator:
         Returns
         -------
         conversation : Conversation
-            Of exactly that duration. It is under way when it begins, and goes on after its end.
+            Excerpt of exactly that duration from a longer conversation.
         """
         num_samples = round(duration * self.sample_rate)
         cast = self._cast(rng)
@@ -271,7 +271,7 @@ class Simulator:
         return cast
 
     def _utterance(self, speaker: str, speed: Fraction, rng: np.random.Generator, length: float | None) -> np.ndarray:
-        """What a speaker says, of a given length or of that of a recording."""
+        """Speech of a speaker, of a given length or of that of a recording."""
         samples = self._recording(speaker, speed, rng)
         if length is None:
             return samples

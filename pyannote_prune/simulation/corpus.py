@@ -35,16 +35,16 @@ def write_corpus(
     Parameters
     ----------
     directory : Path
-        Made if it is not there.
+        Output directory, created if missing.
     simulators : dict
         By subset, "train", "development" or "test".
     hours : dict
-        How much of each subset.
+        Hours of each subset.
     duration : float, optional
-        Of each conversation, in seconds.
+        Duration of each conversation, in seconds.
     seed : int, optional
     name : str, optional
-        Of the database. The protocol is `<name>.SpeakerDiarization.Conversations`.
+        Name of the database. The protocol is `<name>.SpeakerDiarization.Conversations`.
     progress : callable, optional
         Called with the number of conversations that are done and their total.
 
@@ -65,7 +65,7 @@ def write_corpus(
         if not wanted > 0:
             raise InputError(f"Hours of the {subset} subset must be positive, got {wanted:g}.")
     if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory} is a file, where the directory of the corpus is to be made.")
+        raise InputError(f"{directory} is a file: give a directory for the corpus.")
     names: dict[str, str] = {}
     for speaker in {speaker: None for simulator in simulators.values() for speaker in simulator.voices.speakers}:
         other = names.setdefault(_label(speaker), speaker)
@@ -104,7 +104,7 @@ def write_corpus(
 def split_speakers(
     speakers: Sequence[str], lists: Mapping[str, Sequence[str] | None], seed: int = 0
 ) -> dict[str, list[str]]:
-    """Who speaks in which subset: nobody in two
+    """Speakers of each subset: nobody in two
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def _remember(directory: Path, settings: dict[str, Any]) -> None:
     text = yaml.safe_dump(settings)
     if path.is_file() and path.read_text() != text:
         raise InputError(
-            f"{directory} holds conversations simulated in another way (see {path}): give the same arguments to go on, "
-            "or another directory."
+            f"{directory} holds conversations simulated in another way (see {path}): give the same arguments to "
+            "resume, or another directory."
         )
     path.write_text(text)

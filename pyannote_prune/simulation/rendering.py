@@ -1,4 +1,4 @@
-"""What a conversation sounds like: places, microphones, noise and levels."""
+"""Sound of a conversation: places, microphones, noise and levels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOISY, _MEASURED, _OTHER_MICROPHONE = 0.5, 0.5, 1 / 3
 
 
 class Renderer:
-    """Mixes what single speakers say, each in their place
+    """Mixer of the tracks of single speakers, each in their place
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Renderer:
         }
 
     def settings(self) -> dict[str, Any]:
-        """What the sound depends on, as plain numbers and strings."""
+        """Settings of the sound, as plain numbers and strings."""
         settings = {name: value for name, value in vars(self).items() if name not in ("sample_rate", "recordings")}
         return {**settings, **{name: str(recordings.directory) for name, recordings in self.recordings.items()}}
 

@@ -1,4 +1,4 @@
-"""Recordings of what is not speech: noise, impulse responses of rooms, and the sound of microphones."""
+"""Recordings of noise, of impulse responses of rooms, and of the sound of microphones."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def recorded_noise(recordings: Recordings, num_samples: int, rng: np.random.Gene
     Returns
     -------
     noise : (num_samples,) float32 array
-        Of unit power, or silent where the recording is.
+        Noise of unit power, silent if the recording is.
     """
     samples = recordings.draw(rng)
     if not samples.size:
@@ -87,12 +87,12 @@ def align_response(response: np.ndarray, sample_rate: int, direct: float = 0.3) 
     response : (num_samples,) array
     sample_rate : int
     direct : float, optional
-        How strong the direct path is at least, relative to the strongest reflection. Defaults to 0.3.
+        Least strength of the direct path, relative to the strongest reflection. Defaults to 0.3.
 
     Returns
     -------
     aligned : (fewer samples,) float32 array
-        Of unit energy.
+        Response of unit energy.
     """
     magnitude = np.abs(response)
     # far from the microphone, a bundle of reflections may be stronger than the direct path

@@ -21,7 +21,7 @@ _MAX_PAUSE = 5.0
 
 @dataclass(frozen=True)
 class TurnTaking:
-    """How turns follow each other in real conversations
+    """Statistics of turns in real conversations
 
     All durations are in seconds. Each sequence is a sample of real values, of which those of simulated conversations
     are drawn.
@@ -53,7 +53,7 @@ class TurnTaking:
         Parameters
         ----------
         annotations : iterable of Annotation
-            Of whole recordings, or of excerpts.
+            Annotations of whole recordings, or of excerpts.
 
         Raises
         ------
@@ -113,7 +113,7 @@ class TurnTaking:
         Parameters
         ----------
         length : float
-            Of the turn, in seconds.
+            Length of the turn, in seconds.
         rng : np.random.Generator
 
         Returns

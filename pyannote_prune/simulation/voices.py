@@ -1,4 +1,4 @@
-"""Recordings of single speakers, and where in them there is speech."""
+"""Recordings of single speakers, and the speech in them."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def read_speakers(speakers: Path | str | Iterable[str]) -> list[str]:
 
 
 def speech_regions(samples: np.ndarray, sample_rate: int) -> list[tuple[float, float]]:
-    """Where there is speech in a clean recording of one speaker, by its energy
+    """Regions of speech in a clean recording of one speaker, by its energy
 
     Parameters
     ----------

@@ -63,7 +63,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         Share of the training files to use, in (0, 1], chosen at random but the same each time.
         Defaults to all of them.
     simulation : Simulator or dict, optional
-        What simulates conversations, or the arguments of
+        Simulator of conversations, or the arguments of
         [`Simulator`][pyannote_prune.simulation.Simulator]. Defaults to no simulation, as without `voices`.
     simulated_fraction : float, optional
         Probability that a training chunk is simulated, in [0, 1]. Defaults to 0.5.
@@ -73,7 +73,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         Seconds from the start of one chunk of an annotated region to that of the next, the first at the start of the
         region. All chunks are shuffled in each epoch. Defaults to chunks at random positions.
     monitor : {"error", "loss"}, optional
-        What is validated, to choose checkpoints and to stop training: the diarization error, or the loss. Defaults to
+        Validation score that chooses checkpoints and stops training: the diarization error, or the loss. Defaults to
         "error".
     teacher_labels : str, Path or Model, optional
         Segmentation model of pyannote to learn from, powerset or multi-label: a checkpoint, a pipeline directory, or
@@ -117,7 +117,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             if not 0 <= value <= 1:
                 raise InputError(f"{name} must be in [0, 1], got {value}.")
         if unlabelled is not None and teacher_labels is None:
-            raise InputError("Recordings without annotations teach nothing alone: give teacher_labels, too.")
+            raise InputError("Recordings without annotations have no targets of their own: give teacher_labels, too.")
         if teacher_labels is not None and type(self).training_step is not SpeakerDiarization.training_step:
             raise InputError(f"{type(self).__name__} learns from hidden states: it takes no teacher_labels.")
         if monitor not in ("error", "loss"):
@@ -156,7 +156,7 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         Returns
         -------
         seconds : float
-            Of annotated training audio.
+            Duration of the annotated training audio.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Soft labels: what another segmentation model makes of a chunk, as a target to learn from."""
+"""Soft labels: posteriors of another segmentation model as training targets."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class SoftLabels:
     teacher : Model
         Powerset or multi-label.
     num_speakers, max_set_size : int
-        Of the powerset that is wanted: speakers of a chunk, and how many of them may speak at once.
+        Wanted powerset: number of speakers of a chunk, and of those who may speak at once.
     """
 
     def __init__(self, teacher: Model, num_speakers: int, max_set_size: int) -> None:
@@ -89,7 +89,7 @@ class SoftLabels:
         Returns
         -------
         posteriors : (batch, frames, classes) Tensor, in float32
-            Of the powerset that is wanted, whose speakers are those who speak most, in no particular order.
+            Posteriors in the wanted powerset. Its speakers are those who speak most, in no particular order.
         """
         if self.teacher.device != waveforms.device:
             self.teacher.to(waveforms.device)
@@ -139,7 +139,7 @@ def subsets(num_speakers: int, max_set_size: int) -> Tensor:
 
 @lru_cache
 def class_permutations(num_speakers: int, max_set_size: int) -> Tensor:
-    """What each permutation of speakers does to the classes of a powerset
+    """Effect of each permutation of speakers on the classes of a powerset
 
     Returns
     -------
@@ -167,7 +167,7 @@ def align(posteriors: Tensor, reference: Tensor, num_speakers: int, max_set_size
     ----------
     posteriors, reference : (batch, frames, classes) Tensor
     num_speakers, max_set_size : int
-        Of the powerset.
+        Sizes of the powerset.
 
     Returns
     -------
@@ -188,7 +188,7 @@ def soft_cross_entropy(scores: Tensor, targets: Tensor, num_speakers: int, max_s
     targets : (batch, frames, classes) Tensor
         Distributions.
     num_speakers, max_set_size : int
-        Of the powerset.
+        Sizes of the powerset.
 
     Returns
     -------

@@ -86,7 +86,7 @@ class StructuredPruning(SpeakerDiarization):
         Units to prune, among "channels", "heads", "intermediate", "attention" and "feed_forward".
         Defaults to the first three, as published.
     objective : {"params", "macs"}, optional
-        What sparsity is measured in. Defaults to "params".
+        Measure of sparsity. Defaults to "params".
     macs_duration : float, optional
         Seconds of audio that MACs are counted for. Defaults to one second, the convention of the
         papers; use the duration of chunks for the true cost of attention.
@@ -105,8 +105,7 @@ class StructuredPruning(SpeakerDiarization):
     lr, gate_lr : float, optional
         Learning rates of the weights (2e-4), and of gates and multipliers (2e-2).
     max_nan_steps : int, optional
-        How many steps in a row may be skipped because their loss is not a finite number, before
-        training stops. Defaults to 10.
+        Number of steps in a row that may be skipped for a non-finite loss before training stops. Defaults to 10.
     **kwargs
         As in [`SpeakerDiarization`][pyannote_prune.tasks.SpeakerDiarization]. `duration`,
         `max_speakers_per_chunk` and `max_speakers_per_frame` default to those of the teacher.
@@ -336,8 +335,7 @@ class StructuredPruning(SpeakerDiarization):
                 callback = self.model.trainer.checkpoint_callback
                 best = getattr(callback, "last_model_path", "") or getattr(callback, "best_model_path", "")
                 raise FloatingPointError(
-                    f"The loss was no finite number for {self.num_nan_steps} steps in a row. "
-                    f"Last good checkpoint: {best or 'none'}."
+                    f"Non-finite loss for {self.num_nan_steps} steps in a row. Last good checkpoint: {best or 'none'}."
                 )
             return None
         self.num_nan_steps = 0

@@ -22,7 +22,7 @@ def after_the_peak(scores: Sequence[float], count: int, first: int = 0) -> list[
     scores : sequence of float
         Validation loss by epoch.
     count : int
-        How many epochs to choose.
+        Number of epochs to choose.
     first : int, optional
         First epoch that ends with the target fully ramped up, counted from 0: a loss that peaks earlier says nothing
         of the sparsity of the model. The last epoch is taken if none ends so. Defaults to 0.

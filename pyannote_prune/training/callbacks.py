@@ -28,7 +28,7 @@ class ProgressBar(RichProgressBar):
     }
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What is shown: neither the version of the logger, nor the components of the error rate"""
+        """Numbers to show: neither the version of the logger, nor the components of the error rate"""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return {
@@ -123,7 +123,7 @@ class GivenLearningRates(Callback):
                 config.scheduler.base_lrs = [lr * factor for lr, factor in zip(config.scheduler.base_lrs, factors)]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run compares with"""
+        """Values for a resumed run to compare with"""
         return {"given": self.given}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -188,7 +188,7 @@ class PercentileGradientClipping(Callback):
         optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs"""
+        """State that a resumed run needs"""
         return {"history": list(self.history)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

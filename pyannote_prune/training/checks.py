@@ -30,7 +30,7 @@ def check_task(model: Model, task: Task, options: TrainingOptions, name: str) ->
     Returns
     -------
     plan : str
-        What the training will do, in one line.
+        Plan of the training, in one line.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def chunks_of(model: Model, recorded: Mapping[str, Any] | None) -> dict[str, Any
     Parameters
     ----------
     model : Model
-        What a run starts from.
+        Starting point of a run.
     recorded : mapping or None
         Those of a run that is resumed.
     """
@@ -77,19 +77,19 @@ def check_recipe(
     Parameters
     ----------
     model : Model
-        What it starts from.
+        Starting point of the run.
     recipe : Recipe
     finetuning : callable
         Takes a stage, returns its task.
     pruning : callable
         Takes a stage and a teacher, returns its task.
     embedding : str, Path or None
-        Of the pipeline, None where that is written already.
+        Speaker embedding of the pipeline, None where that is written already.
 
     Returns
     -------
     plan : list of str
-        What each stage will do, in one line.
+        Plan of each stage, in one line.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def _check_embedding(embedding: str | Path) -> None:
         return
     model = load_model(weights)
     if getattr(model.specifications, "problem", None) != Problem.REPRESENTATION:
-        raise InputError(f"{embedding} holds a {type(model).__name__}, which is no speaker embedding.")
+        raise InputError(f"{embedding} holds a {type(model).__name__}, not a speaker embedding.")
 
 
 @contextmanager

@@ -42,11 +42,11 @@ def fit(
     model : Model
     task : Task
     directory : Path
-        Of checkpoints and logs.
+        Directory of checkpoints and logs.
     options : TrainingOptions
         The optimizer and scheduler in it are left aside for a task that has its own.
     keep : int, optional
-        How many of the best checkpoints are kept, -1 for all. Defaults to 5.
+        Number of best checkpoints to keep, -1 for all. Defaults to 5.
     score : (str, {"min", "max"}), optional
         Name of the score that tells which are best, and whether a low or a high one is better. Defaults to what the
         task monitors.
@@ -123,7 +123,7 @@ def configure_optimizers(model: Model, options: TrainingOptions, monitor: str | 
 @contextmanager
 def _interruptions(directory: Path, epochs: EpochLog) -> Iterator[None]:
     """One sentence for each of the other things than its end that can end a training."""
-    again = "No finished epoch is lost: rerun the same command to resume."
+    again = "Finished epochs are saved; rerun the same command to resume."
     try:
         yield
     except InputError as error:
@@ -155,6 +155,6 @@ def _interruptions(directory: Path, epochs: EpochLog) -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise InterruptionError(
-            f"A process that loads data was killed ({describe(error)}), maybe for want of memory: lower "
+            f"A process that loads data was killed ({describe(error)}), possibly for lack of memory: lower "
             f"task.num_workers or task.batch_size if so. {again}"
         ) from error

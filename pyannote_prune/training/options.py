@@ -16,7 +16,7 @@ _ON_PLATEAU = partial(ReduceLROnPlateau, factor=0.5, patience=3, min_lr=1e-8)
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How one model is trained, whatever its task
+    """Options of the training of one model, for any task
 
     Parameters
     ----------

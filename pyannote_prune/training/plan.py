@@ -1,4 +1,4 @@
-"""What a stage of training will do, in one line: data, steps, target, disk."""
+"""Plan of a training stage, in one line: data, steps, target, disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BYTES_PER_PARAMETER = 12
 def describe_stage(
     name: str, model: Model, task: Task, options: TrainingOptions, seconds: float | None, checkpoints: int | None
 ) -> str:
-    """What a stage will do, as far as it is known before it starts
+    """Plan of a stage, as far as it is known before the start
 
     Parameters
     ----------
@@ -27,9 +27,9 @@ def describe_stage(
     task : Task
     options : TrainingOptions
     seconds : float or None
-        Of annotated training audio, None where it was not counted.
+        Duration of the annotated training audio, None where it was not counted.
     checkpoints : int or None
-        How many are kept, besides the last one; None for one of each epoch.
+        Number of checkpoints to keep, besides the last one; None for one of each epoch.
     """
     trainer = options.trainer
     epochs = trainer.get("max_epochs")

@@ -49,17 +49,17 @@ def compress(
     Parameters
     ----------
     model : WavLMSegmentation, or callable without arguments that makes one
-        What the first stage starts from. Not made again where that is finished.
+        Starting point of the first stage. Not made again once that stage is finished.
     protocol : SpeakerDiarizationProtocol
         With training and development sets.
     directory : str or Path
-        Of the run. The same call with the same directory resumes a run that was interrupted.
+        Directory of the run. The same call with the same directory resumes an interrupted run.
     recipe : Recipe, optional
         Defaults to the published one, to 80 % sparsity.
     embedding : str or Path, optional
         Speaker embedding of the pipeline: a local checkpoint (copied) or a hub id.
     augmentation : torch_audiomentations transform, optional
-        Of the training data that a model is fine-tuned on.
+        Augmentation of the training data of fine-tuning.
     settings : mapping, optional
         Plain values that describe the run, compared when it is resumed (see
         [`check_settings`][pyannote_prune.training.state.check_settings]). Defaults to the arguments.

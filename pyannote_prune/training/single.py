@@ -33,17 +33,17 @@ def train(
 ) -> ModelCheckpoint:
     """Train one model
 
-    Where the task prunes, the gates in the last checkpoint are settled on the target: what is cut from it has the
-    sparsity that was asked for.
+    If the task prunes, the gates in the last checkpoint are settled on the target: the model cut from it has the
+    wanted sparsity.
 
     Parameters
     ----------
     model : Model
-        Of this package or of pyannote.audio.
+        Model of this package or of pyannote.audio.
     task : Task
-        Of this package or of pyannote.audio.
+        Task of this package or of pyannote.audio.
     directory : str or Path
-        Of checkpoints and logs. The same call with the same directory resumes a run that was interrupted.
+        Directory of checkpoints and logs. The same call with the same directory resumes an interrupted run.
     options : TrainingOptions, optional
     settings : mapping, optional
         Plain values that describe the run, compared when it is resumed (see

@@ -38,7 +38,7 @@ def run_stage(folder: Path, run: Callable[[Path], Model]) -> Path:
     Parameters
     ----------
     folder : Path
-        Of its checkpoints, logs and result.
+        Directory of its checkpoints, logs and result.
     run : callable
         Takes the folder, returns the model to save.
     """
@@ -95,8 +95,8 @@ def settle(controller: SparsityController, folder: Path) -> None:
     measured, target = controller.sparsity(), controller.target
     if abs(measured - target) > _NEAR and rank_zero_only.rank == 0:
         sentence = (
-            f"Pruning ended at a sparsity of {measured:.1%}, far from its target of {target:.1%}: the model that is "
-            "cut to the target is not one that was trained. Train for more epochs, ramp the target up in fewer steps "
+            f"Pruning ended at a sparsity of {measured:.1%}, far from its target of {target:.1%}: cutting to the "
+            "target removes units that training kept. Train for more epochs, ramp the target up in fewer steps "
             "(warmup_steps), or raise gate_lr."
         )
         (folder / WARNINGS).write_text(f"{sentence}\n", encoding="utf-8")

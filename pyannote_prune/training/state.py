@@ -102,7 +102,7 @@ def check_settings(directory: Path, command: str, settings: Mapping[str, Any], f
     directory : Path
     command : {"compress", "train"}
     settings : mapping
-        Of plain values, nested.
+        Plain values, nested.
     finished : sequence of str, optional
         Names of other settings that must match, since what they change is finished.
 
@@ -122,14 +122,14 @@ def check_settings(directory: Path, command: str, settings: Mapping[str, Any], f
 
 @rank_zero_only
 def record_settings(directory: Path, command: str, settings: Mapping[str, Any]) -> None:
-    """Write the settings of a run into its directory, which is created if it is not there
+    """Write the settings of a run into its directory, created if missing
 
     Parameters
     ----------
     directory : Path
     command : {"compress", "train"}
     settings : mapping
-        Of plain values, nested. Paths are made absolute.
+        Plain values, nested. Paths are made absolute.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / RECORDS[command]
@@ -166,7 +166,7 @@ def read_settings(directory: Path, command: str) -> dict[str, Any] | None:
 
 
 def _differences(recorded: Mapping[str, Any], given: Mapping[str, Any], finished: Sequence[str]) -> Iterator[str]:
-    """What must match and does not, each in a few words."""
+    """Settings that must match and do not, each in a few words."""
     before, now = dict(flatten(recorded)), dict(flatten(given))
     for name in sorted(before.keys() | now.keys()):
         binds = name.split(".")[0] in MUST_MATCH and not any(fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
@@ -252,5 +252,5 @@ def latest_checkpoint(directory: Path) -> Path | None:
     if damaged:
         names = ", ".join(map(str, damaged))
         start = f"resumes from {path}" if path is not None else "starts again"
-        warnings.warn(f"Damaged, and passed over: {names}. Training {start}.", stacklevel=2)
+        warnings.warn(f"Damaged checkpoints are skipped: {names}. Training {start}.", stacklevel=2)
     return path

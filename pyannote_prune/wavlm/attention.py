@@ -1,4 +1,4 @@
-"""Self-attention whose heads may be gone."""
+"""Self-attention with any number of surviving heads."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def eager_attention(
 
 
 class BiasOnly(nn.Module):
-    """What is left of an output projection whose every input was pruned: its bias."""
+    """Output projection without inputs: its bias."""
 
     def __init__(self, out_features: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         position_bias : (original heads, frames, frames) Tensor
             Ungated, for each (query, key). Unused where no head is left.
         mask : (batch, frames) Tensor of bool, optional
-            Which frames are attended to.
+            True for frames that are attended to.
 
         Returns
         -------

@@ -228,19 +228,19 @@ class PrunedWavLMModel(PreTrainedModel):
         self.feature_extractor.requires_grad_(False)
 
     def local_features(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """What the Transformer is given: (batch, samples) waveforms -> (batch, frames, hidden_size)"""
+        """Compute the input of the Transformer: (batch, samples) waveforms -> (batch, frames, hidden_size)"""
         if self.config.normalize_waveform:
             input_values = _normalize(input_values, attention_mask)
         return self.feature_projection(self.feature_extractor(input_values))
 
     def encode(self, local_features: Tensor, mask: Tensor | None = None) -> BaseModelOutput:
-        """What the Transformer makes of it: (batch, frames, hidden_size) -> all hidden states
+        """Apply the Transformer: (batch, frames, hidden_size) -> all hidden states
 
         Parameters
         ----------
         local_features : (batch, frames, hidden_size) Tensor
         mask : (batch, frames) Tensor of bool, optional
-            Which frames count.
+            True for frames that count.
         """
         return self.encoder(local_features, mask)
 
@@ -297,7 +297,7 @@ class PrunedWavLMModel(PreTrainedModel):
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _frame_mask(self, attention_mask: Tensor | None, num_frames: int) -> Tensor | None:
-        """Which frames are computed from samples alone, (batch, frames) of bool."""
+        """True for frames computed without padding, (batch, frames) of bool."""
         if attention_mask is None:
             return None
         lengths = attention_mask.sum(-1)

@@ -99,7 +99,7 @@ def test_preset_has_no_weights():
 
 
 def test_directory_of_something_else(tmp_path):
-    with pytest.raises(InputError, match="holds no model that is known"):
+    with pytest.raises(InputError, match="holds no known model"):
         load_backbone(tmp_path)
 
 

@@ -271,12 +271,12 @@ def test_bad_options(run, scripted, folder, tmp_path):
         ((tmp_path / "empty",), "holds no recording that can be read"),
         ((twins,), "Several recordings are named 'a'"),
         ((recording, "--format", "txt", "--format", "audacity", "-o", tmp_path), "would write the same files"),
-        ((recording, "-o", tmp_path / "taken"), "b.rttm is a directory, where a file is to be written"),
+        ((recording, "-o", tmp_path / "taken"), "b.rttm is a directory, but a file goes there"),
         ((recording, "--max-speakers", 300), "--max-speakers must be a whole number from 1 to 100, got 300"),
         (("https://example.org/a.wav",), "https://example.org/a.wav is a URL: download the recording"),
-        ((recording, "--set", "clustering.threshold"), "is no setting: expected NAME=VALUE"),
+        ((recording, "--set", "clustering.threshold"), "is not a setting: expected NAME=VALUE"),
         ((recording, "-o", tmp_path / "file"), "--output must be a directory"),
-        ((recording, "-o", tmp_path / "file" / "below"), "could not be made a directory"),
+        ((recording, "-o", tmp_path / "file" / "below"), "could not be created"),
     ]:
         code, out, err = run(*arguments, "-p", "any")
         assert (code, out) == (2, ""), arguments

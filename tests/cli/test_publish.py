@@ -282,7 +282,7 @@ def other_license(directory):
         (no_pipeline, "does not describe a pipeline (KeyError: 'segmentation')"),
         (no_config, "no config.yaml"),
         (broken_readme, "README.md has metadata that cannot be read"),
-        (other_license, "README.md says something else than --license mit"),
+        (other_license, "README.md contradicts --license mit"),
         (shutil.rmtree, "No such pipeline directory"),
     ],
 )
@@ -298,7 +298,7 @@ def test_bad_options(run, untrained, tmp_path):
     (tmp_path / "text.json").write_text("no results")
     (tmp_path / "speed.json").write_text('{"title": "Speed", "about": {}, "rows": [{"backbone": "wavlm-large"}]}')
     for arguments, named in [
-        ((), f"Which license has {untrained}? Give --license"),
+        ((), f"{untrained} has no license: pass --license"),
         ((), "the hub knows apache-2.0, mit, "),
         (("--license", "banana"), "the hub knows (apache-2.0, mit, "),
         (("--license", "mit", "--results", tmp_path / "none.json"), "none.json could not be read (No such file"),

@@ -236,7 +236,7 @@ def test_ctrl_c(run, fake, registry, pipeline, monkeypatch, tmp_path):
 
 def test_a_directory_in_the_place_of_a_hypothesis(evaluation, fake, tmp_path):
     (tmp_path / "out" / "base" / f"{MAIN}.test" / "two.rttm").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"two.rttm is a directory, where a file is to be written"):
+    with pytest.raises(InputError, match=r"two.rttm is a directory, but a file goes there"):
         evaluation()
     assert not fake.loaded
 
@@ -299,7 +299,7 @@ def test_damaged_hypothesis(evaluation, tmp_path):
     path = tmp_path / "out" / "base" / f"{MAIN}.test" / "one.rttm"
     for content in ("this is\nno rttm at all\n", "SPEAKER two 1 0.0 1.0 <NA> <NA> A <NA> <NA>\n"):
         path.write_text(content)
-        with pytest.raises(InputError, match=r"one.rttm is not the hypothesis that it was.*remove it"):
+        with pytest.raises(InputError, match=r"one.rttm is damaged or belongs to another recording.*remove it"):
             evaluation()
 
 
@@ -387,15 +387,18 @@ def own_labels(toy, uri):
         (lambda toy: spoil(toy, "other.lst", "five\n"), r"five in .* has no region to score"),
         (
             lambda toy: spoil(toy, "all.rttm", "this is\nno rttm at all\n"),
-            r"all.rttm, line 1, 'this is', is no line of RTTM",
+            r"all.rttm, line 1, 'this is', is not a line of RTTM",
         ),
-        (lambda toy: spoil(toy, "all.rttm", "Dear all,\n"), "all.rttm, line 1, 'Dear all,', is no line of RTTM"),
-        (lambda toy: spoil(toy, "all.rttm", rttm("one", 0, -4)), "line 1, .* has a duration that is no number.*: -4"),
-        (lambda toy: spoil(toy, "all.rttm", rttm("one", -1, 4)), "line 1, .* has a start that is no number.*: -1"),
+        (lambda toy: spoil(toy, "all.rttm", "Dear all,\n"), "all.rttm, line 1, 'Dear all,', is not a line of RTTM"),
+        (
+            lambda toy: spoil(toy, "all.rttm", rttm("one", 0, -4)),
+            "line 1, .* has a duration that is not a number.*: -4",
+        ),
+        (lambda toy: spoil(toy, "all.rttm", rttm("one", -1, 4)), "line 1, .* has a start that is not a number.*: -1"),
         (lambda toy: spoil(toy, "all.rttm", rttm("some", 0, 4)), "all.rttm has no labels of one, only of some"),
         (lambda toy: spoil(toy, "all.uem", "three 1 0 5\ntwo 1 0 4\none 1 20 30\n"), "one in .* UEM begins at 20.0 s"),
         (lambda toy: spoil(toy, "all.uem", "one 1 4 4\n"), "all.uem, line 1, .* has an end"),
-        (lambda toy: spoil(toy, "all.uem", "one 4\n"), "all.uem, line 1, .* is no line of a UEM file"),
+        (lambda toy: spoil(toy, "all.uem", "one 4\n"), "all.uem, line 1, .* is not a line of a UEM file"),
         (lambda toy: own_labels(toy, "two"), "one.rttm has no labels of one, only of two"),
         (
             lambda toy: spoil(toy, "database.yml", DATABASE.replace("other.lst, annotation: all.rttm,", "other.lst,")),

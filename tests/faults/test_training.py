@@ -53,7 +53,9 @@ def test_corrupt_last_checkpoint(command, tmp_path):  # noqa: F811
     arguments = (*ARGUMENTS, f"hydra.run.dir={directory}")
     assert command("train", *arguments, "trainer.max_epochs=2") == 0
     corrupt(directory / "last.ckpt")
-    with pytest.warns(UserWarning, match=r"Damaged, and passed over: .*last\.ckpt\. Training resumes from .*0001-"):
+    with pytest.warns(
+        UserWarning, match=r"Damaged checkpoints are skipped: .*last\.ckpt\. Training resumes from .*0001-"
+    ):
         assert latest_checkpoint(directory).name.startswith("0001-")
     assert command("train", *arguments) == 0
     assert is_complete(directory)

@@ -28,7 +28,7 @@ def test_batches_are_halved_until_they_fit():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return "done"
 
-    with pytest.warns(UserWarning, match="embedding goes on in batches of 4 instead of 32") as told:
+    with pytest.warns(UserWarning, match="embedding continues in batches of 4 instead of 32") as told:
         assert within_memory(step, 32, "embedding") == "done"
     assert tried == [32, 16, 8, 4]
     assert len(told) == 1
@@ -54,7 +54,7 @@ def test_errors_of_allocators(error):
             raise error
         return "done"
 
-    with pytest.warns(UserWarning, match="goes on in batches of 1 instead of 4"):
+    with pytest.warns(UserWarning, match="continues in batches of 1 instead of 4"):
         assert within_memory(step, 4, "embedding") == "done"
 
 
@@ -64,7 +64,7 @@ def test_the_allocator_of_a_cpu():
     def step(batch_size):
         return torch.empty(batch_size // 2 * 10**15)
 
-    with pytest.warns(UserWarning, match="goes on in batches of 1 instead of 2"):
+    with pytest.warns(UserWarning, match="continues in batches of 1 instead of 2"):
         assert len(within_memory(step, 2, "embedding")) == 0
 
 
@@ -98,7 +98,7 @@ def test_the_command_says_so(untrained, short, run, monkeypatch):
     code, out, err = run("diarize", short, "--pipeline", untrained, "--device", "cpu", "--quiet")
     assert (code, out[:8]) == (0, "SPEAKER ")
     assert re.search(
-        r"^Warning: Memory ran out: segmentation goes on in batches of 4 instead of 8\.", err, re.MULTILINE
+        r"^Warning: Out of memory: segmentation continues in batches of 4 instead of 8\.", err, re.MULTILINE
     )
 
 
@@ -114,11 +114,11 @@ def test_pipeline_goes_on(untrained, short, monkeypatch):
     pipeline = Pipeline.from_pretrained(untrained)
     wanted = pipeline(short).speaker_diarization
     limit_batches(monkeypatch, 5, torch.OutOfMemoryError("CUDA out of memory"))
-    with pytest.warns(UserWarning, match="segmentation goes on in batches of 4 instead of 8"):
+    with pytest.warns(UserWarning, match="segmentation continues in batches of 4 instead of 8"):
         assert pipeline(short).speaker_diarization == wanted
     # remembered for the next recording, without another word
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*goes on in batches")
+        warnings.filterwarnings("error", message=".*continues in batches")
         assert pipeline(short).speaker_diarization == wanted
 
 

@@ -115,18 +115,24 @@ CHANGES = [
         lambda c: c["hyper_parameters"]["wavlm"]["intermediate_sizes"].pop(),
         "intermediate_sizes must have one entry per layer: num_hidden_layers is 4, got 3",
     ),
-    (lambda c: c["hyper_parameters"]["wavlm"].update(remaining_heads=3), "cannot have its hyper-parameters"),
+    (lambda c: c["hyper_parameters"]["wavlm"].update(remaining_heads=3), "does not accept its hyper-parameters"),
     (lambda c: c["hyper_parameters"].update(head="mamba"), "head must be one of conformer, lstm, got 'mamba'"),
     (lambda c: c["pyannote.audio"].pop("specifications"), "without its specifications"),
-    (lambda c: c["pyannote.audio"].update(specifications="speakers"), "neither complete nor of this version"),
+    (lambda c: c["pyannote.audio"].update(specifications="speakers"), "incomplete or of another version"),
     (lambda c: c["pyannote.audio"].pop("architecture"), "without its architecture"),
-    (lambda c: c["pyannote.audio"]["architecture"].update({"module": "pyannote.no"}), "pyannote.no, which is not here"),
+    (
+        lambda c: c["pyannote.audio"]["architecture"].update({"module": "pyannote.no"}),
+        "pyannote.no, which cannot be imported",
+    ),
     (lambda c: c["pyannote.audio"]["architecture"].update({"module": "other"}), "of other, .*trust that package"),
-    (lambda c: c["pyannote.audio"]["architecture"].update({"class": "Trainer"}), "Trainer of .*, which is not here"),
-    (lambda c: c["pyannote.audio"]["architecture"].update({"class": "Tensor"}), "Tensor .* no model of pyannote"),
+    (
+        lambda c: c["pyannote.audio"]["architecture"].update({"class": "Trainer"}),
+        "Trainer of .*, which cannot be imported",
+    ),
+    (lambda c: c["pyannote.audio"]["architecture"].update({"class": "Tensor"}), "Tensor .* not a model of pyannote"),
     (
         lambda c: c["pyannote.audio"]["architecture"].update({"module": "subprocess", "class": "Popen"}),
-        "Popen of subprocess, which is no model",
+        "Popen of subprocess, not a model",
     ),
     (lambda c: c.pop("state_dict"), "not a checkpoint of pyannote.audio"),
     (
@@ -228,9 +234,9 @@ def test_hostile_pipeline(folder, name, untrained, run, short, tmp_path):
 @pytest.mark.parametrize(
     ("pipeline", "told"),
     [
-        ({"name": "subprocess.Popen", "params": {"args": "touch PROOF", "shell": True}}, "Popen, which is no pipeline"),
-        ({"name": "os.system", "params": {"command": "touch PROOF"}}, "os.system, which is no pipeline"),
-        ({"name": "pyannote.no.Pipeline"}, "which is not here"),
+        ({"name": "subprocess.Popen", "params": {"args": "touch PROOF", "shell": True}}, "Popen, not a pipeline"),
+        ({"name": "os.system", "params": {"command": "touch PROOF"}}, "os.system, not a pipeline"),
+        ({"name": "pyannote.no.Pipeline"}, "which cannot be imported"),
         ({"name": "no.such.Pipeline"}, "Pipeline of no.such, .*if you trust that package, import it first"),
         ({"name": "Pipeline"}, "Pipeline of no module"),
         (None, "does not describe a pipeline"),
@@ -269,10 +275,10 @@ def test_modules_that_are_not_trusted_are_not_imported(stranger, changed, untrai
     refused("Thing of stranger, which is not imported: if you trust that package, .* PYANNOTE_PRUNE_TRUSTED")
     assert not stranger.exists()
     monkeypatch.setenv("PYANNOTE_PRUNE_TRUSTED", "other,stranger")
-    refused("Thing.*, which is no (model|pipeline)")
+    refused("Thing.*, not a (model|pipeline)")
     assert stranger.exists()
     monkeypatch.delenv("PYANNOTE_PRUNE_TRUSTED")
-    refused("which is no (model|pipeline)")  # the program has imported it
+    refused("not a (model|pipeline)")  # the program has imported it
 
 
 def test_preprocessors_are_pyannotes(untrained, tmp_path):
@@ -280,8 +286,8 @@ def test_preprocessors_are_pyannotes(untrained, tmp_path):
     path = tmp_path / "pipeline" / "config.yaml"
     config = yaml.safe_load(path.read_text())
     for name, told in (
-        ("subprocess.Popen", "no preprocessor"),
-        ("pyannote.audio.core.model.pl_load", "no preprocessor"),
+        ("subprocess.Popen", "not a preprocessor"),
+        ("pyannote.audio.core.model.pl_load", "not a preprocessor"),
     ):
         path.write_text(yaml.safe_dump({**config, "preprocessors": {"key": {"name": name, "params": {}}}}))
         with pytest.raises(InputError, match=told):

@@ -91,7 +91,7 @@ def test_arrays_are_not_printed(array):
     with pytest.raises(InputError) as raised:
         check_file(array)
     shown = f"{type(array).__name__} of shape {tuple(array.shape)}"
-    assert str(raised.value).startswith(f"{shown} is no recording: expected a path, a binary file, or a dictionary")
+    assert str(raised.value).startswith(f"{shown} is not a recording: expected a path, a binary file, or a dictionary")
     assert len(str(raised.value)) < 200
 
 

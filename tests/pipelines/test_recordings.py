@@ -189,8 +189,8 @@ def test_broken(kind, told, diarize, samples, tmp_path):
         ({"waveform": torch.zeros(1, 0), "sample_rate": RATE}, "is empty"),
         ({"waveform": torch.full((1, RATE), torch.nan), "sample_rate": RATE}, "not finite"),
         ({"waveform": torch.zeros(1, RATE), "sample_rate": RATE, "channel": 1}, "no channel 1 among 1"),
-        ({"uri": "nothing"}, "nothing is no recording"),
-        (42, "42 is no recording"),
+        ({"uri": "nothing"}, "nothing is not a recording"),
+        (42, "42 is not a recording"),
     ],
 )  # fmt: skip
 def test_bad_dictionaries(file, told, diarize):

@@ -276,7 +276,7 @@ def test_ctrl_c(voices, tmp_path, monkeypatch):
 
 def test_a_file_in_the_place_of_the_corpus(voices, tmp_path):
     (tmp_path / "corpus").write_text("")
-    with pytest.raises(InputError, match="corpus is a file, where the directory of the corpus is to be made"):
+    with pytest.raises(InputError, match="corpus is a file: give a directory for the corpus"):
         write_corpus(tmp_path / "corpus", {"train": clean(voices)}, {"train": 0.002})
 
 

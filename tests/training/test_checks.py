@@ -23,7 +23,7 @@ def trained(tmp_path_factory):
         (["protocol=Tiny.SpeakerDiarization.Converation"], "Tiny.SpeakerDiarization.Converation is not known"),
         (["registry=/no/such.yml"], "No such database registry: /no/such.yml"),
         (["embedding=/no/such/embedding"], "No embedding model at /no/such/embedding"),
-        (["embedding={trained}"], "holds a WavLMSegmentation, which is no speaker embedding"),
+        (["embedding={trained}"], "holds a WavLMSegmentation, not a speaker embedding"),
         (["model.wavlm=/no/such/backbone"], "No such file or directory: /no/such/backbone"),
         (["model.wavlm_frozen=true"], "prune.0: The student's backbone is frozen"),
         (["prune.0.task.target=80"], "prune.0: The target sparsity must be in [0, 1), got 80"),

@@ -192,5 +192,5 @@ def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
     torch.save({"epoch": 1}, tmp_path / "0001.ckpt")
     content = (tmp_path / "0001.ckpt").read_bytes()
     (tmp_path / "last.ckpt").write_bytes(content[: len(content) // 2])
-    with pytest.warns(UserWarning, match="Damaged, and passed over"):
+    with pytest.warns(UserWarning, match="Damaged checkpoints are skipped"):
         assert latest_checkpoint(tmp_path) == tmp_path / "0001.ckpt"
