@@ -107,7 +107,7 @@ const position = (time) => time * scale - view.scrollLeft;
 function seek(time) {
   audio.currentTime = Math.min(Math.max(time, 0), duration) / 1000;
   const x = position(now());
-  if (x < 0 || x > width) view.scrollLeft += x - 0.3 * width;
+  if (x < 0 || x > 0.95 * width) view.scrollLeft += x - 0.3 * width;
   redraw();
 }
 
@@ -167,28 +167,24 @@ function drawWaveform(from) {
   const peaks = levels[level], middle = (AXIS + WAVE) / 2, half = (WAVE - AXIS) / 2 - 4;
   const step = perColumn / 2 ** level, first = (from * levels[0].length) / duration / 2 ** level;
   context.fillStyle = style.getPropertyValue("--wave");
-  context.beginPath();
   for (let x = 0; x < width; x++) {
     let peak = 0;
     for (let i = Math.floor(first + x * step); i < first + (x + 1) * step && i < peaks.length; i++) peak = Math.max(peak, peaks[i]);
     const reach = Math.max(0.5, (half * peak) / 255);
-    context.rect(x, middle - reach, 1, 2 * reach);
+    context.fillRect(x, middle - reach, 1, 2 * reach);
   }
-  context.fill();
 }
 
 function drawLane(speaker, from, to, spoken) {
   const y = WAVE + speaker * LANE;
   context.fillStyle = content.colors[speaker];
-  context.beginPath();
   let edge = -Infinity;
   for (const [start, end] of between(speaker, from, to)) {
     const left = Math.max(position(start), -9), right = Math.max(Math.min(position(end), width + 9), left + 1);
     if (right <= edge) continue; // hundreds may share a pixel
-    context.rect(left, y + 7, right - left, LANE - 14);
+    context.fillRect(left, y + 7, right - left, LANE - 14);
     edge = right;
   }
-  context.fill();
   context.strokeStyle = style.getPropertyValue("--text");
   context.lineWidth = 2;
   for (const [start, end] of spoken) {

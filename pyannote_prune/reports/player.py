@@ -96,7 +96,7 @@ def player_content(diarization: Annotation, samples: np.ndarray) -> dict[str, An
         "uri": uri,
         "file": uri.replace("/", "_"),
         "key": hashlib.sha256(json.dumps([uri, speakers, turns]).encode()).hexdigest()[:16],
-        "duration": round(1000 * len(samples) / SAMPLE_RATE),
+        "duration": max(1, round(1000 * len(samples) / SAMPLE_RATE)),
         "speakers": speakers,
         "colors": [PALETTE[index % len(PALETTE)] for index in range(len(speakers))],
         "turns": turns,

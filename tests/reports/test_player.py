@@ -235,17 +235,27 @@ class Player:
 
 
 @pytest.fixture
-def player(browser, tmp_path):
-    annotation = load_rttm(SAMPLE.with_suffix(".rttm"))["sample"]
-    samples, rate = soundfile.read(SAMPLE, dtype="float32")
-    path = tmp_path / "sample #1 50%.html"
-    write_player(annotation, samples, rate, path)
+def opened(browser, tmp_path):
+    """Write a page and open it: it fails at nothing, and asks no server for anything."""
     context = browser.new_context(viewport={"width": 1000, "height": 700}, accept_downloads=True)
-    player = Player(context, path, annotation)
-    yield player
-    assert player.errors == []
-    assert [url for url in player.requests if not url.startswith(("file:", "blob:"))] == []
+    players = []
+
+    def opened(annotation, samples):
+        path = tmp_path / "sample #1 50%.html"
+        write_player(annotation, samples, SAMPLE_RATE, path)
+        players.append(Player(context, path, annotation))
+        return players[-1]
+
+    yield opened
+    for player in players:
+        assert player.errors == []
+        assert [url for url in player.requests if not url.startswith(("file:", "blob:"))] == []
     context.close()
+
+
+@pytest.fixture
+def player(opened):
+    return opened(load_rttm(SAMPLE.with_suffix(".rttm"))["sample"], soundfile.read(SAMPLE, dtype="float32")[0])
 
 
 def test_click_plays_from_there(player):
@@ -359,3 +369,24 @@ def test_dark(player):
     light = player.page.evaluate(background)
     player.page.emulate_media(color_scheme="dark")
     assert player.page.evaluate(background) != light == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("samples", [np.zeros(1), noise(2)])
+def test_nobody_speaks(opened, tmp_path, samples):
+    player = opened(Annotation(uri="silence"), samples)
+    player.press("n", "p", "+", "0", "End", "Home", "Space")
+    assert player.text("#now") == "nobody speaks"
+    player.saved("#rttm", tmp_path / "empty.rttm")
+    assert (tmp_path / "empty.rttm").read_text() == ""
+
+
+def test_odd_names_in_a_browser(opened, tmp_path):
+    player = opened(conversation(uri=ODD, names=(ODD, "</textarea>")), noise(10))
+    assert player.text("h1") == player.page.title() == ODD
+    assert player.page.get_by_label("Name of </textarea>", exact=True).input_value() == "</textarea>"
+    player.press("n")
+    assert player.text("#now").startswith(ODD)
+    player.saved("#rttm", tmp_path / "odd.rttm")
+    name = ODD.replace(" ", "_")
+    assert list(load_rttm(tmp_path / "odd.rttm")) == [name]
+    assert set(load_rttm(tmp_path / "odd.rttm")[name].labels()) == {name, "</textarea>"}
