@@ -8,7 +8,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pyannote.audio.__main__
@@ -268,6 +270,10 @@ def reader(run, hub, furnished, tmp_path, monkeypatch) -> Reader:
             text = re.sub(pattern, replacement, text)
         path.write_text(text)
     monkeypatch.setattr(application, "config_directory", lambda: tmp_path / "configs")
+
+    if find_spec("ipyannote") is None:
+        stand_in = SimpleNamespace(IAnnotation=lambda audio, annotation: None)
+        monkeypatch.setitem(sys.modules, "ipyannote", stand_in)
 
     def load(source):
         if source not in preset_names():

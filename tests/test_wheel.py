@@ -49,7 +49,8 @@ def files_of(folder: Path) -> set[str]:
 def test_files(installed):
     package = files_of(ROOT / "pyannote_prune") | {f"configs/{name}" for name in files_of(ROOT / "configs")}
     assert files_of(installed / "pyannote_prune") == package
-    assert {"py.typed", "configs/train.yaml", "reports/run.html.j2", "embedded/config.yaml"} <= package
+    templates = {"reports/run.html.j2", "reports/player.html.j2", "reports/player.js"}
+    assert {"py.typed", "configs/train.yaml", "embedded/config.yaml"} | templates <= package
     others = {path.name for path in installed.iterdir()} - {"pyannote_prune"}
     assert all(name == "bin" or name.endswith(".dist-info") for name in others)
     assert (installed / "bin" / "pyannote-prune").is_file()

@@ -51,7 +51,11 @@ def diarize(
         ),
     ] = None,
     plot: Annotated[
-        str | None, typer.Option(help="png or svg: also draw the timeline, into the directory of --output.")
+        str | None,
+        typer.Option(
+            help="png, svg, or html, a page that plays the recording: also draw the timeline, into the directory of "
+            "--output."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Diarize finished recordings again.")] = False,
     exclusive: Annotated[
@@ -123,6 +127,7 @@ def diarize(
     from pyannote_prune.pipelines.output import FORMATS
     from pyannote_prune.pipelines.parameters import parse_settings, set_parameters
     from pyannote_prune.pipelines.pretrained import load_pipeline
+    from pyannote_prune.reports.player import PAGE, write_player
     from pyannote_prune.reports.tables import summary_table
     from pyannote_prune.reports.timeline import plot_timeline
 
@@ -198,7 +203,8 @@ def diarize(
             if output is not None and plot is not None and picture is not None:
                 waveform, sample_rate = picture
                 with writing(job.target(output, plot)) as part:
-                    plot_timeline(diarization, waveform[0].numpy(), sample_rate, part)
+                    draw = write_player if plot == PAGE else plot_timeline
+                    draw(diarization, waveform[0].numpy(), sample_rate, part)
             done += 1
             if not quiet:
                 console.print(summary_table(diarization, duration))
@@ -213,13 +219,15 @@ def diarize(
 def _check(formats: list[str], plot: str | None, output: Path | None, num_recordings: int) -> None:
     """Refuse, by an `InputError`, what cannot be written or has no place to go."""
     from pyannote_prune.pipelines.output import FORMATS
+    from pyannote_prune.reports.player import PAGE
     from pyannote_prune.reports.timeline import PICTURES
 
+    pictures = (*PICTURES, PAGE)
     for name in formats:
         if name not in FORMATS:
             raise InputError(f"--format must be one of {', '.join(FORMATS)}, got {name!r}.")
-    if plot is not None and plot not in PICTURES:
-        raise InputError(f"--plot must be one of {', '.join(PICTURES)}, got {plot!r}.")
+    if plot is not None and plot not in pictures:
+        raise InputError(f"--plot must be one of {', '.join(pictures)}, got {plot!r}.")
     extensions = [FORMATS[name].extension for name in dict.fromkeys(formats)]
     if len(set(extensions)) < len(extensions):
         raise InputError(f"--format {' and '.join(dict.fromkeys(formats))} would write the same files: choose one.")

@@ -248,6 +248,9 @@ def test_pictures(run, scripted, folder, tmp_path):
     drawn = (tmp_path / "cost_$5$_<b>.svg").read_text()
     for text in ("SPEAKER_00", "SPEAKER_01", "overlap", "0:05", "cost_$5$_&lt;b&gt;, 0:09"):
         assert f">{text}</text>" in drawn
+    assert run(folder, "-p", "any", "-o", tmp_path, "--plot", "html")[0] == 0
+    assert "<h1>a</h1>" in (tmp_path / "monday" / "a.html").read_text()
+    assert "<h1>cost_$5$_&lt;b&gt;</h1>" in (tmp_path / "cost_$5$_<b>.html").read_text()
 
 
 def test_bad_options(run, scripted, folder, tmp_path):
@@ -264,7 +267,7 @@ def test_bad_options(run, scripted, folder, tmp_path):
             (recording, "--format", "docx"),
             "--format must be one of rttm, json, audacity, webvtt, srt, csv, txt, textgrid, got 'docx'",
         ),
-        ((recording, "--plot", "pdf", "-o", tmp_path), "--plot must be one of png, svg, got 'pdf'"),
+        ((recording, "--plot", "pdf", "-o", tmp_path), "--plot must be one of png, svg, html, got 'pdf'"),
         ((recording, "--plot", "png"), "--plot needs --output"),
         ((recording, "--format", "rttm", "--format", "json"), "Several formats (rttm, json) need --output"),
         ((folder, "--format", "webvtt"), "--format webvtt of several recordings needs --output"),

@@ -103,6 +103,9 @@ def test_options(call, run, monkeypatch):
     for channel, expected in wanted.items():
         code, out, _ = run("diarize", call, "-p", "any", "--channel", channel)
         assert (code, sorted(turns(out))) == (0, expected)
+    assert run("diarize", call, "-p", "any", "--channel", "each", "--plot", "html", "-o", call.parent)[0] == 0
+    page = (call.parent / "call.html").read_text()
+    assert all(f'aria-label="Name of {name}"' in page for _, name in EACH)
 
 
 @pytest.mark.parametrize(
