@@ -17,6 +17,7 @@ from pyannote_prune.cli.compress import compress
 from pyannote_prune.cli.convert import convert
 from pyannote_prune.cli.demo import demo
 from pyannote_prune.cli.diarize import diarize
+from pyannote_prune.cli.enroll import enroll
 from pyannote_prune.cli.evaluate import evaluate
 from pyannote_prune.cli.export import export
 from pyannote_prune.cli.info import info
@@ -32,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (info, convert, export, diarize, evaluate, publish, simulate, demo):
+for command in (info, convert, export, diarize, enroll, evaluate, publish, simulate, demo):
     app.command()(command)
 app.add_typer(benchmark, name="benchmark")
 # the rest of its command line is Hydra's
