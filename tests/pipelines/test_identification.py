@@ -1,6 +1,8 @@
 """Names of speakers: of enrolled voices, and the same across recordings."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from pyannote.core import Annotation, Segment
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.pipelines import EnrolledVoices, describe_voices, identify, link_speakers
+from pyannote_prune.pipelines.identification import DEFAULT_THRESHOLD
 
 DIMENSION = 4
 
@@ -165,3 +168,8 @@ def test_outputs_that_cannot_be_named(legacy):
             name()
     with pytest.raises(InputError, match="embeddings of 2 numbers, voices of 4"):
         identify(output_of([ANN[:2]]), voices_of(ann=ANN))
+
+
+def test_the_default_threshold_is_the_one_whose_rates_are_documented():
+    page = (Path(__file__).parents[2] / "docs" / "voices.md").read_text()
+    assert re.findall(r"^threshold: ([\d.]+)", page, re.MULTILINE) == [f"{DEFAULT_THRESHOLD:.2f}"]
