@@ -96,7 +96,7 @@ def blocks_of(text: str) -> Iterator[Block]:
 
 def briefly(words: list[str]) -> list[str]:
     """A command that does less: of an option that is given twice, the second counts."""
-    once = [option for option in ("--max-iterations", "--repeats") if option in words]
+    once = [option for option in ("--conversations", "--max-iterations", "--repeats") if option in words]
     return [*words, *(word for option in once for word in (option, "1")), *(["--dry-run"] * (words[0] == "publish"))]
 
 
@@ -227,10 +227,14 @@ def furnished(untrained, short, tmp_path_factory) -> Path:
         soundfile.write(directory / path, speech, rate)
     shutil.copytree(directory / "recordings", directory / "noise")
     shutil.copy(SAMPLE.with_suffix(".rttm"), directory / "meetings.rttm")
+    for path in ("people/jane.wav", "people/ben/first.wav"):
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(directory / path, speech, rate)
     for speaker in range(40):
         path = directory / "voices" / f"speaker{speaker}" / "first.wav"
         path.parent.mkdir(parents=True)
         soundfile.write(path, speech[2 * rate : 4 * rate], rate)
+        shutil.copy(path, path.with_stem("second"))
     shutil.copytree(untrained, directory / "pipeline")
     shutil.copytree(untrained, directory / "compressed" / "pipeline")
     shutil.copytree(untrained / "embedding", directory / "embedding")

@@ -13,10 +13,12 @@ from rich.console import Console
 
 from pyannote_prune import __version__
 from pyannote_prune.cli.benchmark import app as benchmark
+from pyannote_prune.cli.calibrate import calibrate
 from pyannote_prune.cli.compress import compress
 from pyannote_prune.cli.convert import convert
 from pyannote_prune.cli.demo import demo
 from pyannote_prune.cli.diarize import diarize
+from pyannote_prune.cli.enroll import enroll
 from pyannote_prune.cli.evaluate import evaluate
 from pyannote_prune.cli.export import export
 from pyannote_prune.cli.info import info
@@ -32,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (info, convert, export, diarize, evaluate, publish, simulate, demo):
+for command in (info, convert, export, diarize, enroll, calibrate, evaluate, publish, simulate, demo):
     app.command()(command)
 app.add_typer(benchmark, name="benchmark")
 # the rest of its command line is Hydra's

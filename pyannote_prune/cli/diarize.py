@@ -82,6 +82,26 @@ def diarize(
         float | None,
         typer.Option(help="Distance above which two voices are different people. Default: as in config.yaml."),
     ] = None,
+    voices: Annotated[
+        Path | None,
+        typer.Option(
+            help="Name the speakers after enrolled voices: a file of `enroll`, or its folder of recordings.",
+        ),
+    ] = None,
+    voice_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Distance above which two voices are different people, for --voices and --same-names. "
+            "Default: calibrated for the pipeline that ships with the package."
+        ),
+    ] = None,
+    same_names: Annotated[
+        bool,
+        typer.Option(
+            "--same-names",
+            help="An unknown voice has the same name in all recordings. They are written once all are diarized.",
+        ),
+    ] = False,
     settings: Annotated[
         list[str],
         typer.Option(
@@ -116,6 +136,10 @@ def diarize(
         raise InputError(f"--channel must be the number of a channel, from 0, or `each`, got {channel!r}.")
     if channel == "each" and exclusive:
         raise InputError("--exclusive is not possible with --channel each: people on different channels may overlap.")
+    if channel == "each" and (voices is not None or same_names):
+        raise InputError("--channel each names speakers by channel: leave out --voices and --same-names.")
+    if voice_threshold is not None and voices is None and not same_names:
+        raise InputError("--voice-threshold is for --voices and --same-names: give one of them.")
     if output is not None and output.exists() and not output.is_dir():
         raise InputError(f"--output must be a directory, {output} is a file.")
 
@@ -124,6 +148,14 @@ def diarize(
     from pyannote_prune.models.audio import Audio
     from pyannote_prune.pipelines.bounds import check_bounds
     from pyannote_prune.pipelines.channels import diarize_channels
+    from pyannote_prune.pipelines.enrollment import load_voices
+    from pyannote_prune.pipelines.identification import (
+        DEFAULT_THRESHOLD,
+        check_threshold,
+        describe_voices,
+        identify,
+        link_speakers,
+    )
     from pyannote_prune.pipelines.output import FORMATS
     from pyannote_prune.pipelines.parameters import parse_settings, set_parameters
     from pyannote_prune.pipelines.pretrained import load_pipeline
@@ -132,6 +164,8 @@ def diarize(
     from pyannote_prune.reports.timeline import plot_timeline
 
     check_bounds(num_speakers, min_speakers, max_speakers, prefix="--")
+    voice_threshold = DEFAULT_THRESHOLD if voice_threshold is None else voice_threshold
+    check_threshold(voice_threshold, "--voice-threshold")
     parameters = {f"segmentation.{name}": value for name, value in durations.items() if value is not None}
     parameters |= parse_settings(settings) | ({} if threshold is None else {"clustering.threshold": threshold})
     every = find_jobs(audio)
@@ -146,14 +180,19 @@ def diarize(
             jobs = [job for job in every if not all(job.target(output, each).is_file() for each in extensions)]
             if len(jobs) < len(every) and not quiet:
                 told = f"{len(every) - len(jobs)} of {len(every)} recordings are finished already in {output}"
-                typer.echo(f"{told} (--overwrite to diarize them again).", err=True)
+                what = "diarized again for --same-names" if same_names and jobs else "--overwrite to diarize them again"
+                typer.echo(f"{told} ({what}).", err=True)
             if not jobs:
                 return
+            if same_names:
+                jobs = every
     pipeline = str(embedded_pipeline()) if pipeline is None else pipeline
     loaded = load_pipeline(pipeline, device, revision, token, backend)
     set_parameters(loaded, parameters)
-    if exclusive and getattr(loaded, "legacy", False):
-        raise InputError(f"--exclusive is not possible with {pipeline}: set `legacy: false` in its config.yaml.")
+    needs = {"--exclusive": exclusive, "--voices": voices is not None, "--same-names": same_names}
+    for option in (option for option, given in needs.items() if given and getattr(loaded, "legacy", False)):
+        raise InputError(f"{option} is not possible with {pipeline}: set `legacy: false` in its config.yaml.")
+    enrolled = None if voices is None else load_voices(voices, loaded)
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)
@@ -163,7 +202,31 @@ def diarize(
     console = Console(stderr=True, highlight=False)
     failed: list[Job] = []
     done = len(every) - len(jobs)
+    waiting: list[tuple[Job, dict[str, Any], Any, float]] = []
     with interruptible(lambda: f"{done} of {len(every)} recordings are"):
+
+        def write(job: Job, file: dict[str, Any], result: Any, duration: float) -> None:
+            nonlocal done
+            kind = "exclusive_speaker_diarization" if exclusive else "speaker_diarization"
+            diarization = getattr(result, kind, result)
+            heard = describe_voices(result, enrolled) if same_names or enrolled is not None else None
+            for name in dict.fromkeys(formats):
+                text = FORMATS[name].write(diarization, duration, **({"voices": heard} if name == "json" else {}))
+                if output is None:
+                    sys.stdout.write(text)
+                    sys.stdout.flush()
+                else:
+                    with writing(job.target(output, FORMATS[name].extension)) as part:
+                        part.write_text(text, encoding="utf-8")
+            if output is not None and plot is not None:
+                waveform, sample_rate = Audio(mono="downmix")(file)
+                with writing(job.target(output, plot)) as part:
+                    draw = write_player if plot == PAGE else plot_timeline
+                    draw(diarization, waveform[0].numpy(), sample_rate, part)
+            done += 1
+            if not quiet:
+                console.print(summary_table(diarization, duration))
+
         for number, job in enumerate(jobs, start=1):
             title = job.uri if len(jobs) == 1 else f"{job.uri} ({number} of {len(jobs)})"
             try:
@@ -180,8 +243,11 @@ def diarize(
                         result = diarize_channels(loaded, file, hook=hook, **bounds)
                     else:
                         result = loaded(file, hook=hook, **bounds)
+                if enrolled is not None:
+                    result = identify(result, enrolled, voice_threshold)
+                if same_names:
+                    link_speakers([result])  # what has no embeddings is refused before the others are diarized
                 duration = Audio().get_duration(file)
-                picture = None if plot is None else Audio(mono="downmix")(file)
             except Exception as error:  # as many as there are decoders: other recordings depend on going on
                 failed.append(job)
                 where = "" if isinstance(error, InputError) else f"{job.path}: "
@@ -190,24 +256,15 @@ def diarize(
                 typer.echo(f"Error: {where}{describe(error)}", err=True)
                 continue
 
-            kind = "exclusive_speaker_diarization" if exclusive else "speaker_diarization"
-            diarization = getattr(result, kind, result)
-            for name in dict.fromkeys(formats):
-                text = FORMATS[name].write(diarization, duration)
-                if output is None:
-                    sys.stdout.write(text)
-                    sys.stdout.flush()
-                else:
-                    with writing(job.target(output, FORMATS[name].extension)) as part:
-                        part.write_text(text, encoding="utf-8")
-            if output is not None and plot is not None and picture is not None:
-                waveform, sample_rate = picture
-                with writing(job.target(output, plot)) as part:
-                    draw = write_player if plot == PAGE else plot_timeline
-                    draw(diarization, waveform[0].numpy(), sample_rate, part)
-            done += 1
-            if not quiet:
-                console.print(summary_table(diarization, duration))
+            if same_names:
+                waiting.append((job, file, result, duration))
+            else:
+                write(job, file, result, duration)
+        linked = link_speakers(
+            [result for *_, result, _ in waiting], () if enrolled is None else enrolled.names, voice_threshold
+        )
+        for (job, file, _, duration), result in zip(waiting, linked):
+            write(job, file, result, duration)
 
     if failed:
         if len(every) > 1:

@@ -7,9 +7,10 @@ import html
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import Any
 
 from pyannote.core import Annotation, Segment
 
@@ -63,19 +64,20 @@ def to_rttm(diarization: Annotation, duration: float) -> str:
     return to_milliseconds(diarization).to_rttm()
 
 
-def to_json(diarization: Annotation, duration: float) -> str:
+def to_json(diarization: Annotation, duration: float, voices: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     """One JSON object in one line
 
     Its "uri"; "duration" and "overlap" in seconds; "speakers", the fields of
     [`SpeakerTotal`][pyannote_prune.pipelines.output.SpeakerTotal]; "turns", in the order of their starts,
-    with "start" and "end" in seconds.
+    with "start" and "end" in seconds. What `voices` holds of a speaker is added to its fields.
     """
+    voices = voices or {}
     diarization = to_milliseconds(diarization)
     content = {
         "uri": diarization.uri,
         "duration": round(duration, 3),
         "overlap": round(diarization.get_overlap().duration(), 3),
-        "speakers": [asdict(total) for total in speaker_totals(diarization)],
+        "speakers": [asdict(total) | {**voices.get(total.speaker, {})} for total in speaker_totals(diarization)],
         "turns": [{"start": start, "end": end, "speaker": speaker} for start, end, speaker in _turns(diarization)],
     }
     return json.dumps(content) + "\n"
@@ -166,13 +168,13 @@ class Format:
     extension : str
         Extension of its files.
     write : callable
-        From a diarization and the duration of its recording, in seconds, to text.
+        From a diarization and the duration of its recording, in seconds, to text. That of JSON takes `voices` as well.
     concatenates : bool
         Whether texts of several recordings make one text.
     """
 
     extension: str
-    write: Callable[[Annotation, float], str]
+    write: Callable[..., str]
     concatenates: bool
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,17 +54,43 @@ def name_by_appearance(output: DiarizeOutput | Annotation) -> DiarizeOutput | An
         Rows of `speaker_embeddings` are in the order of names, as upstream's.
     """
     diarization = output if isinstance(output, Annotation) else output.speaker_diarization
-    speakers = diarization.labels()
-    appearance = list(dict.fromkeys(speaker for _, _, speaker in diarization.itertracks(yield_label=True)))
-    mapping = {speaker: f"SPEAKER_{number:02d}" for number, speaker in enumerate(appearance)}
+    mapping = {speaker: f"SPEAKER_{number:02d}" for number, speaker in enumerate(by_appearance(diarization))}
+    return rename(output, mapping)
+
+
+def is_numbered(speaker: str) -> bool:
+    """Whether a name is SPEAKER_ and a number, as those of speakers that nobody named."""
+    return re.fullmatch(r"SPEAKER_\d+", speaker) is not None
+
+
+def by_appearance(diarization: Annotation) -> list[Any]:
+    """Speakers in the order of their first turns."""
+    return list(dict.fromkeys(speaker for _, _, speaker in diarization.itertracks(yield_label=True)))
+
+
+def rename(output: DiarizeOutput | Annotation, mapping: Mapping[Any, str]) -> DiarizeOutput | Annotation:
+    """Same output, whose speakers have other names
+
+    Parameters
+    ----------
+    output : DiarizeOutput or Annotation
+    mapping : mapping
+        New names of all speakers, each of them once.
+
+    Returns
+    -------
+    output : DiarizeOutput or Annotation
+        Rows of `speaker_embeddings` are in the order of names, as upstream's.
+    """
     if isinstance(output, Annotation):
-        return diarization.rename_labels(mapping=mapping)
+        return output.rename_labels(mapping=mapping)
+    speakers = output.speaker_diarization.labels()
     embeddings = output.speaker_embeddings
     if embeddings is not None and speakers:
-        named = [mapping[speaker] for speaker in speakers]
-        embeddings = embeddings[np.argsort(named)]
-    return DiarizeOutput(
-        speaker_diarization=diarization.rename_labels(mapping=mapping),
+        embeddings = embeddings[np.argsort([mapping[speaker] for speaker in speakers])]
+    return replace(
+        output,
+        speaker_diarization=output.speaker_diarization.rename_labels(mapping=mapping),
         exclusive_speaker_diarization=output.exclusive_speaker_diarization.rename_labels(mapping=mapping),
         speaker_embeddings=embeddings,
     )

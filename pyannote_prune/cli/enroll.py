@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pyannote_prune.cli.arguments import Device, Revision, Token
+from pyannote_prune.errors import InputError
+
+
+def enroll(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Recordings of people who speak alone: NAME.wav, or a folder NAME of recordings.", show_default=False
+        ),
+    ],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DEST", help="File to write, such as voices.safetensors.", show_default=False)
+    ],
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            "--pipeline",
+            "-p",
+            help="Pipeline directory, or hub id, as of `diarize`. Default: the small one that ships with the package.",
+        ),
+    ] = None,
+    revision: Revision = None,
+    token: Token = None,
+    device: Device = "auto",
+) -> None:
+    """Enroll people by their voices, so that `diarize --voices` names them.
+
+    Half a minute of speech each is enough. The file holds embeddings, no audio: they are biometric data, which need the
+    consent of the people.
+
+    Example: pyannote-prune enroll people voices.safetensors
+    """
+    if destination.is_dir():
+        raise InputError(f"{destination} is a directory, where the file of voices is to be written: name a file.")
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pyannote_prune import embedded_pipeline
+    from pyannote_prune.corpora.jobs import writing
+    from pyannote_prune.pipelines.enrollment import enroll
+    from pyannote_prune.pipelines.pretrained import load_pipeline
+
+    loaded = load_pipeline(str(embedded_pipeline()) if pipeline is None else pipeline, device, revision, token)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("recordings", total=None)
+        voices = enroll(folder, loaded, lambda done, total: bar.update(task, completed=done, total=total))
+    with writing(destination) as part:
+        voices.save(part)
+    typer.echo(f"{destination}: {len(voices.names)} voices ({', '.join(voices.names)}).", err=True)
