@@ -17,7 +17,8 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation.end_to_end import same_annotation
 from pyannote_prune.inference.onnx_models import OnnxEmbedding, OnnxSegmentation
 from pyannote_prune.models import load_model
-from pyannote_prune.pipelines import export, write_pipeline
+from pyannote_prune.pipelines import EnrolledVoices, export, load_voices, write_pipeline
+from pyannote_prune.pipelines.enrollment import fingerprint_of
 from pyannote_prune.pipelines.exported import EXAMPLE
 from pyannote_prune.pipelines.fingerprint import fingerprint
 from pyannote_prune.pipelines.pretrained import load_pipeline
@@ -73,6 +74,12 @@ def test_an_exported_pipeline_is_a_pipeline(original, exported, short, run, tmp_
     ]
     assert written[0][0] == 0
     assert written[1] == written[2] == written[0]
+
+
+def test_voices_of_the_original_are_those_of_the_export(original, exported, tmp_path):
+    fingerprint = fingerprint_of(load_pipeline(str(original), "cpu"))
+    EnrolledVoices(["ann"], fingerprint[None], fingerprint).save(tmp_path / "voices.safetensors")
+    assert load_voices(tmp_path / "voices.safetensors", load_pipeline(str(exported), "cpu")).names == ("ann",)
 
 
 def test_the_example(exported, short):
