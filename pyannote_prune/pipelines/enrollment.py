@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def enroll(
     """Enroll people, from recordings in which each of them speaks alone
 
     The pipeline embeds each recording as it embeds one speaker of a conversation; the embedding of a person is the mean
-    over recordings, weighted by their speech.
+    over recordings, weighted by their speech. Recordings without speech are skipped, with a warning.
 
     Parameters
     ----------
@@ -103,7 +104,7 @@ def enroll(
     ------
     InputError
         When the folder is missing or empty, when a folder in it holds no recording, when two things in it have one
-        name, when there is no speech in a recording, or when the pipeline gives no speaker embeddings.
+        name, when there is no speech in all recordings of a person, or when the pipeline gives no speaker embeddings.
     """
     recordings = people if isinstance(people, Mapping) else _find(Path(people))
     # before the work
@@ -112,13 +113,21 @@ def enroll(
     done, total = 0, sum(map(len, recordings.values()))
     progress(done, total)
     embeddings = []
-    for paths in recordings.values():
-        mean = np.zeros_like(fingerprint)
+    for name, paths in recordings.items():
+        found = {}
         for path in paths:
-            mean += _embed(path, pipeline)
+            found[path] = _embed(path, pipeline)
             done += 1
             progress(done, total)
-        embeddings.append(mean)
+        silent = ", ".join(str(path) for path in paths if found[path] is None)
+        heard = [embedding for embedding in found.values() if embedding is not None]
+        if not heard:
+            raise InputError(
+                f"{silent or name} has too little speech to enroll a voice: give a recording of 5 s or more."
+            )
+        if silent:
+            warnings.warn(f"Skipped for want of speech: {silent}.", stacklevel=2)
+        embeddings.append(np.sum(heard, axis=0))
     return EnrolledVoices(list(recordings), np.array(embeddings), fingerprint)
 
 
@@ -215,8 +224,8 @@ def _find(folder: Path) -> dict[str, list[Path]]:
     return {name: paths for name, (_, paths) in found.items()}
 
 
-def _embed(path: Path, pipeline: Pipeline) -> np.ndarray:
-    """Embedding of who speaks most in a recording, as long as the seconds of speech: (dimension,) array"""
+def _embed(path: Path, pipeline: Pipeline) -> np.ndarray | None:
+    """(dimension,) embedding of who speaks most in a recording, as long as the seconds of speech; None of silence."""
     output = pipeline(str(path), num_speakers=1)
     embeddings = getattr(output, "speaker_embeddings", None)
     if embeddings is None:
@@ -226,5 +235,5 @@ def _embed(path: Path, pipeline: Pipeline) -> np.ndarray:
     most = int(np.argmax(seconds)) if seconds else 0
     length = np.linalg.norm(embeddings[most]) if seconds else 0.0
     if not np.isfinite(length) or length == 0:
-        raise InputError(f"{path} has too little speech to enroll a voice: give a recording of 5 s or more.")
+        return None
     return embeddings[most] / length * seconds[most]

@@ -131,6 +131,14 @@ def test_folders_that_are_refused(pipeline, people, tmp_path):
     assert f"{people / 'dan.wav'} has too little speech to enroll a voice" in refused(people)
 
 
+def test_recordings_without_speech_are_skipped(pipeline, people):
+    alone = enroll(people, pipeline)
+    soundfile.write(people / "Jane Doe" / "silence.wav", np.zeros(16000), 16000)
+    with pytest.warns(UserWarning, match=r"Skipped for want of speech: .*silence\.wav\.$"):
+        voices = enroll(people, pipeline)
+    assert np.allclose(voices.embeddings, alone.embeddings, atol=1e-6)
+
+
 def test_names_are_refused_before_recordings_are_embedded(people):
     def embed(*_, **__):
         raise AssertionError("a recording was embedded")
