@@ -1,4 +1,8 @@
-"""The page that plays a recording: what is in it, then what it does in Chromium, where that is installed."""
+"""The page that plays a recording: what is in it, then what it does in a browser
+
+The second half needs the extra `browser`, and a Chromium that is installed (`apt-get install chromium`): it is skipped
+where either is missing.
+"""
 
 import base64
 import io
