@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
@@ -43,7 +44,7 @@ def model_type(directory: Path) -> str | None:
         return None
 
 
-def _read_weights(directory: Path) -> dict:
+def _read_weights(directory: Path) -> dict[str, Any]:
     # one file, or several shards
     files = sorted(directory.glob("model*.safetensors")) or sorted(directory.glob("pytorch_model*.bin"))
     if not files:

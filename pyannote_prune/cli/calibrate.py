@@ -24,10 +24,10 @@ def calibrate(
         ),
     ] = None,
     speakers: Annotated[
-        Path | None, typer.Option(help="List of the speakers to use, one per line. Default: all.")
+        Path | None, typer.Option(help="File with the speakers to use, one per line. Default: all.")
     ] = None,
     conversations: Annotated[int, typer.Option(help="Number of simulated conversations, of 60 s each.", min=1)] = 30,
-    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     revision: Revision = None,
     token: Token = None,
     device: Device = "auto",

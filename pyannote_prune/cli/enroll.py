@@ -39,7 +39,7 @@ def enroll(
     Example: pyannote-prune enroll people voices.safetensors
     """
     if destination.is_dir():
-        raise InputError(f"{destination} is a directory, where the file of voices is to be written: name a file.")
+        raise InputError(f"{destination} is a directory: name a file for the voices.")
 
     from rich.console import Console
     from rich.progress import Progress

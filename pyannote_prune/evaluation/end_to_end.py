@@ -65,7 +65,9 @@ class _Upstream(UpstreamSpeakerDiarization):
         self.instantiate(ours.parameters(instantiated=True))
         self.to(_device(ours))
 
-    def get_segmentations(self, file: Mapping[str, Any], hook: Callable | None = None) -> SlidingWindowFeature:
+    def get_segmentations(
+        self, file: Mapping[str, Any], hook: Callable[..., object] | None = None
+    ) -> SlidingWindowFeature:
         segmentations = super().get_segmentations(file, hook=hook)
         if self.median_filter is None:
             return segmentations

@@ -66,15 +66,14 @@ def compare_records(old: Path, new: Path) -> Results:
     rows = []
     left_out = []
     for key in dict.fromkeys([*before, *after]):
-        pair = before.get(key, {}), after.get(key, {})
-        times = [row.get(time) for row in pair]
-        if not all(times):
+        first, second = before.get(key, {}), after.get(key, {})
+        if not (first.get(time) and second.get(time)):
             left_out.append(str(key[0]))
             continue
         rows.append(
             {column.key: value for column, value in zip(identity, key)}
-            | {"old": times[0], "new": times[1], "speedup": times[0] / times[1]}
-            | {"old_memory": pair[0].get(_MEMORY), "new_memory": pair[1].get(_MEMORY)}
+            | {"old": first[time], "new": second[time], "speedup": first[time] / second[time]}
+            | {"old_memory": first.get(_MEMORY), "new_memory": second.get(_MEMORY)}
         )
     if not rows:
         raise InputError(f"{old} and {new} have no measurement in common: give two with the same settings.")

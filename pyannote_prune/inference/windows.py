@@ -58,7 +58,9 @@ class SegmentationInference(UpstreamInference):
         """Copies and files have the model alone: executors are prepared where they run"""
         return {**self.__dict__, "_executor": None}
 
-    def slide(self, waveform: Tensor, sample_rate: int, hook: Callable | None = None) -> SlidingWindowFeature:
+    def slide(
+        self, waveform: Tensor, sample_rate: int, hook: Callable[..., object] | None = None
+    ) -> SlidingWindowFeature:
         """Slide over a waveform
 
         Parameters
@@ -95,7 +97,7 @@ class SegmentationInference(UpstreamInference):
         return within_memory(slide, 1 if chosen else self.batch_size, "segmentation")
 
     def _slide(
-        self, model: Any, waveform: Tensor, sample_rate: int, batch_size: int, hook: Callable | None
+        self, model: Any, waveform: Tensor, sample_rate: int, batch_size: int, hook: Callable[..., object] | None
     ) -> SlidingWindowFeature:
         window, step = self.model.audio.get_num_samples(self.duration), round(self.step * sample_rate)
         # the last one is completed with zeros

@@ -22,7 +22,7 @@ _LOUDEST = 100.0
 _LEVEL, _GREATEST_GAIN = 0.05, 100.0
 
 
-class Recording(ChainMap):
+class Recording(ChainMap[str, Any]):
     """A pyannote file whose audio is decoded
 
     Reads prefer the decoded audio (`waveform`, `sample_rate`); writes, such as the caches used when

@@ -242,7 +242,9 @@ class SpeakerDiarization(WithTurnDurations):
         model = segmentation_inference(self).model
         return decode(super().prepare_one(check_file(file)), model.hparams.sample_rate, self.channel, self.normalize)
 
-    def get_segmentations(self, file: Mapping[str, Any], hook: Callable | None = None) -> SlidingWindowFeature:
+    def get_segmentations(
+        self, file: Mapping[str, Any], hook: Callable[..., object] | None = None
+    ) -> SlidingWindowFeature:
         """Apply the segmentation model, then the median filter if there is one
 
         Parameters
@@ -282,7 +284,7 @@ class SpeakerDiarization(WithTurnDurations):
         file: MutableMapping[str, Any],
         binary_segmentations: SlidingWindowFeature,
         exclude_overlap: bool = False,
-        hook: Callable | None = None,
+        hook: Callable[..., object] | None = None,
     ) -> np.ndarray | None:
         """Embed each speaker of each chunk, all speakers of a chunk at once where the model can
 
@@ -321,7 +323,7 @@ class SpeakerDiarization(WithTurnDurations):
         binary_segmentations: SlidingWindowFeature,
         exclude_overlap: bool,
         batch_size: int,
-        hook: Callable | None,
+        hook: Callable[..., object] | None,
     ) -> np.ndarray:
         """Same as `get_embeddings`, with a model that takes all speakers of a chunk at once."""
         # when hyper-parameters are optimised: as upstream, for as long as segmentations stay the same
@@ -356,7 +358,7 @@ class SpeakerDiarization(WithTurnDurations):
         num_speakers: int | None = None,
         min_speakers: int | None = None,
         max_speakers: int | None = None,
-        hook: Callable | None = None,
+        hook: Callable[..., object] | None = None,
         **kwargs: Any,
     ) -> DiarizeOutput | Annotation:
         """Apply speaker diarization

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -139,7 +141,7 @@ class SparsityController(nn.Module):
         excess = self.expected_sparsity() - self.target_at(step)
         return (self.lambda1 * excess + self.lambda2 * excess.square()).float()
 
-    def parameter_groups(self, lr: float) -> list[dict]:
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Parameter groups for an optimiser that knows `maximize` (Adam, AdamW, SGD)
 
         Parameters

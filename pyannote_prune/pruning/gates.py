@@ -119,7 +119,7 @@ class Gates(nn.Module):
         config = self.config
         exact = Units.of(config)
 
-        def total(kind: str, sizes: Any) -> list:
+        def total(kind: str, sizes: Any) -> list[Any]:
             gates = [self.find(kind, index) for index in range(len(sizes))]
             return [size if gate is None else probabilities(gate).sum() for size, gate in zip(sizes, gates)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -75,7 +77,7 @@ def _values(gates: Gates, kind: str, index: int, count: int, like: Tensor) -> tu
     return kept, values[kept]
 
 
-def _cut_convolutions(gates: Gates, config: PrunedWavLMConfig, state: dict, shape: dict) -> None:
+def _cut_convolutions(gates: Gates, config: PrunedWavLMConfig, state: dict[str, Tensor], shape: dict[str, Any]) -> None:
     kept_in: Tensor | None = None
     scale_in: Tensor | None = None
     for index, channels in enumerate(config.conv_dim):
@@ -92,13 +94,15 @@ def _cut_convolutions(gates: Gates, config: PrunedWavLMConfig, state: dict, shap
         kept_in, scale_in = kept, scale
 
     # a LayerNorm follows: the last gates cannot be folded into the projection
-    state["feature_extractor.channel_scale"] = state["feature_extractor.channel_scale"][kept_in] * scale_in
+    state["feature_extractor.channel_scale"] = state["feature_extractor.channel_scale"][kept] * scale
     for name in ("layer_norm.weight", "layer_norm.bias"):
-        state[f"feature_projection.{name}"] = state[f"feature_projection.{name}"][kept_in]
+        state[f"feature_projection.{name}"] = state[f"feature_projection.{name}"][kept]
     state["feature_projection.projection.weight"] = state["feature_projection.projection.weight"][:, kept_in]
 
 
-def _cut_attention(gates: Gates, config: PrunedWavLMConfig, state: dict, shape: dict, index: int) -> None:
+def _cut_attention(
+    gates: Gates, config: PrunedWavLMConfig, state: dict[str, Tensor], shape: dict[str, Any], index: int
+) -> None:
     if not config.has_attention[index]:
         return
     layer = f"encoder.layers.{index}.attention"
@@ -127,7 +131,9 @@ def _cut_attention(gates: Gates, config: PrunedWavLMConfig, state: dict, shape: 
         state[f"{layer}.qkv_proj.{name}"] = packed[:, columns].flatten(0, 1)
 
 
-def _cut_feed_forward(gates: Gates, config: PrunedWavLMConfig, state: dict, shape: dict, index: int) -> None:
+def _cut_feed_forward(
+    gates: Gates, config: PrunedWavLMConfig, state: dict[str, Tensor], shape: dict[str, Any], index: int
+) -> None:
     if not config.has_feed_forward[index]:
         return
     layer = f"encoder.layers.{index}.feed_forward"
@@ -153,6 +159,6 @@ def _cut_feed_forward(gates: Gates, config: PrunedWavLMConfig, state: dict, shap
     state[f"{layer}.output_dense.weight"] = weight * scale * layer_scale
 
 
-def _remove(state: dict, prefix: str, keep: str = "") -> None:
+def _remove(state: dict[str, Tensor], prefix: str, keep: str = "") -> None:
     for key in [key for key in state if key.startswith(f"{prefix}.") and key != f"{prefix}.{keep}"]:
         del state[key]

@@ -9,6 +9,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+# characters of the shape of a layer, such as 12+3072
+_SHAPE_WIDTH = 7
+
 
 def layer_table(source: str, content: Mapping[str, Any], duration: float) -> Table:
     """Shape, parameters and MACs of each layer of a backbone, as a table of Rich
@@ -50,15 +53,16 @@ def comparison_table(sources: Sequence[str], contents: Sequence[Mapping[str, Any
         f"({duration:g} s of audio), ratios of the second to the first.",
         show_footer=True,
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     table.add_column("layer", "total", no_wrap=True)
+    # names go on in the next line, numbers are whole
     for source, total in zip(sources, totals):
-        table.add_column(escape(source), overflow="fold")
-        table.add_column("params", _millions(total["params"]), justify="right")
-        table.add_column("MACs", _millions(total["macs"]), justify="right")
+        table.add_column(escape(source), overflow="fold", min_width=_SHAPE_WIDTH)
+        table.add_column("params", _millions(total["params"]), justify="right", no_wrap=True)
+        table.add_column("MACs", _millions(total["macs"]), justify="right", no_wrap=True)
     for key, header in (("params", "params\nratio"), ("macs", "MACs\nratio")):
-        table.add_column(header, _ratio(key, *totals), justify="right")
+        table.add_column(header, _ratio(key, *totals), justify="right", no_wrap=True)
 
     layers = [{_name(layer): layer for layer in content["layers"]} for content in contents]
     for name in layers[0] | layers[1]:
@@ -83,7 +87,7 @@ def _name(layer: Mapping[str, Any]) -> str:
 
 
 def _millions(count: int) -> str:
-    return f"{count / 1e6:,.2f}"
+    return f"{count / 1e6:,.2f}" if count < 1e8 else f"{count / 1e6:,.0f}"
 
 
 def _ratio(key: str, first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> str:
@@ -105,5 +109,5 @@ def _describe_briefly(layer: Mapping[str, Any]) -> str:
     if "channels" in layer:
         return str(layer["channels"])
     if "remaining_heads" in layer:
-        return f"{len(layer['remaining_heads'] or [])} + {layer['intermediate_size'] or 0}"
+        return f"{len(layer['remaining_heads'] or [])}+{layer['intermediate_size'] or 0}"
     return ""

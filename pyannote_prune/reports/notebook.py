@@ -18,7 +18,7 @@ _SAMPLE_RATE = 16000
 
 
 def interactive(diarization: Annotation, file: AudioFile) -> IAnnotation:
-    """Widget of [ipyannote](https://pypi.org/project/ipyannote/) that plays a recording under its turns
+    """Widget of `ipyannote` that plays a recording under its turns
 
     Turns and names can be changed in it, and are read back from its `annotation`. The notebook holds the samples of
     the recording, about 5 MB per minute: show long ones in parts.

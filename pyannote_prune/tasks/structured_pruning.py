@@ -271,7 +271,7 @@ class StructuredPruning(SpeakerDiarization):
             for name, parameter in self.model.wavlm.named_parameters()
             if parameter.requires_grad and not name.startswith("gates.")
         ]
-        groups: list[dict] = [{"params": backbone, "lr": self.lr, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": backbone, "lr": self.lr, "weight_decay": 0.0}]
         if self.controller is not None:
             groups += self.controller.parameter_groups(self.gate_lr)
         return torch.optim.AdamW(groups)

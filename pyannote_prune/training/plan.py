@@ -45,7 +45,7 @@ def describe_stage(
         steps = math.ceil(batches / (trainer.get("accumulate_grad_batches") or 1))
         parts.append(f"{steps} steps per epoch of {task.batch_size} chunks of {task.duration:g} s")
     if epochs is not None:
-        parts.append(f"{epochs} epochs at most" if epochs > 0 else "no end")
+        parts.append(f"{epochs} epoch{'s' * (epochs != 1)} at most" if epochs > 0 else "no end")
     if isinstance(task, StructuredPruning) and task.target is not None:
         parts.append(f"target {task.target:.0%} of {task.objective}, of {', '.join(task.kinds)}")
     kept = epochs if checkpoints is None else checkpoints if epochs is None else min(checkpoints, epochs)

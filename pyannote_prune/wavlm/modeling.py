@@ -306,7 +306,7 @@ class PrunedWavLMModel(PreTrainedModel):
         return torch.arange(num_frames, device=lengths.device) < lengths.unsqueeze(-1)
 
     def save_pretrained(
-        self, save_directory: str | PathLike, is_main_process: bool = True, *args: Any, **kwargs: Any
+        self, save_directory: str | PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
     ) -> None:
         """Save configuration, weights, and a `preprocessor_config.json`
 

@@ -148,7 +148,7 @@ def test_bad_input(run, room, scripted):
     (room / "empty").mkdir()
     call = "calls/monday.wav"
     for arguments, told in [
-        (("enroll", "people", "calls"), "calls is a directory, where the file of voices is to be written"),
+        (("enroll", "people", "calls"), "calls is a directory: name a file for the voices"),
         (("enroll", "empty", "voices"), "empty holds no voices: expected NAME.wav"),
         (("diarize", call, "--voices", "nowhere"), "There are no enrolled voices nowhere"),
         (("diarize", call, "--voices", "voices.txt"), "voices.txt holds no enrolled voices"),
