@@ -49,6 +49,10 @@ PAGES = {
 # commands that are not run, and why
 NOT_RUN = {
     "hf auth login": "asks for a token",
+    "pyannote-prune compress directory=trial recipe=small trainer=cpu "
+    "protocol=Simulated.SpeakerDiarization.Conversations registry=corpus/database.yml task.duration=5 "
+    "task.batch_size=4 trainer.limit_train_batches=4 "
+    "finetune.trainer.max_epochs=1 prune.0.trainer.max_epochs=1 distil.trainer.max_epochs=1": "trains for minutes",
     "hf download pyannote/wespeaker-voxceleb-resnet34-LM pytorch_model.bin --local-dir embedding": "downloads",
 }
 

@@ -118,9 +118,11 @@ def _sentence(error: BaseException) -> str:
 
 def _input_error(error: BaseException | None) -> InputError | InterruptionError | None:
     """The error of this package that Hydra may have wrapped."""
-    while error is not None:
+    seen: set[int] = set()  # libraries that raise an error again can make its chain a circle
+    while error is not None and id(error) not in seen:
         if isinstance(error, (InputError, InterruptionError)):
             return error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
 

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from pyannote_prune.errors import InterruptionError
+from pyannote_prune.cli.application import _input_error
+from pyannote_prune.errors import InputError, InterruptionError
 from pyannote_prune.training import callbacks, fitting
 from tests.training.conftest import TINY, error_of
 
@@ -105,3 +106,12 @@ def test_the_logger_of_the_package(caplog):
     with caplog.at_level(logging.INFO, logger="pyannote_prune"):
         callbacks.log.info("said")
     assert [record.name for record in caplog.records] == ["pyannote_prune.training.callbacks"]
+
+
+def test_errors_that_led_to_each_other():
+    """Their chain is a circle, which has no end."""
+    first, second = ValueError("first"), KeyError("second")
+    first.__context__, second.__context__ = second, first
+    assert _input_error(first) is None
+    second.__cause__ = InputError("told")
+    assert _input_error(first) is second.__cause__
