@@ -84,8 +84,8 @@ def test_windows_share_features_where_they_are_local(monkeypatch):
 def test_progress():
     told = []
     inference = SegmentationInference(MODELS["local"], duration=2.0, step=0.5, skip_aggregation=True, batch_size=2)
-    inference.slide(torch.randn(1, 60_000), 16000, lambda completed, total: told.append((completed, total)))
-    assert told == [(done, 5) for done in range(6)]
+    inference.slide(torch.randn(1, 184_000), 16000, lambda completed, total: told.append((completed, total)))
+    assert told == [(done, 20) for done in (0, 8, 16, 20)]  # windows of 2 s, 16 s at a time
 
 
 def test_models_of_others_go_as_upstream():
