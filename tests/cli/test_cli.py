@@ -161,10 +161,8 @@ def test_demo(run):
             hypothesis[Segment(float(turn[1]), float(turn[2])), turn[3]] = turn[3]
     assert len(hypothesis.labels()) == 2
     reference = load_rttm(SAMPLE.with_suffix(".rttm"))["sample"]
-    parts = DiarizationErrorRate()(reference, hypothesis, uem=Timeline([Segment(0, 30)]), detailed=True)
-    # who it is, the pipeline that ships does not tell apart there: see its card
-    assert parts["missed detection"] + parts["false alarm"] < 0.15 * parts["total"]
-    error = parts["diarization error rate"]
+    error = DiarizationErrorRate()(reference, hypothesis, uem=Timeline([Segment(0, 30)]))
+    assert error < 0.2
     printed = re.search(r"2 speakers \(reference: 2\), diarization error rate ([\d.]+)%", out)
     assert float(printed[1]) == pytest.approx(100 * error, abs=0.2)  # turns are printed to 10 ms
 
