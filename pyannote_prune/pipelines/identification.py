@@ -20,7 +20,7 @@ from pyannote_prune.pipelines.turns import by_appearance, rename
 
 # cosine distance of embeddings from which on they are of different people, for the embedding model in the package:
 # `pyannote-prune calibrate` measures it, docs/voices.md has the rates
-DEFAULT_THRESHOLD = 0.41
+DEFAULT_THRESHOLD = 0.47
 # between two speakers of one recording: no mean over a distance as large as this is below a threshold
 _NEVER = 1e9
 
