@@ -40,12 +40,20 @@ def is_expected(error: BaseException) -> bool:
     return isinstance(error, (InputError, InterruptionError, OSError))
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, then every error that led to it, hidden ones included, each once: errors can form a circle"""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def full_traceback(error: BaseException) -> str:
     """Traceback of an error, and of every error that led to it, those that `from None` hides included."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         cause.__suppress_context__ = cause.__cause__ is not None
-        cause = cause.__cause__ or cause.__context__
     return "".join(traceback.format_exception(error))
 
 

@@ -20,7 +20,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from pyannote.database import FileFinder
 
 import pyannote_prune
-from pyannote_prune.errors import InputError, InterruptionError, describe
+from pyannote_prune.errors import InputError, InterruptionError, causes, describe
 from pyannote_prune.protocols import find_protocol, load_registry
 from pyannote_prune.training import TrainingOptions
 from pyannote_prune.upstream import get_augmentation
@@ -105,25 +105,20 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"There is no {group}={name}: choose one of {', '.join(error.options)}."
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
             known = [str(key) for key in cause.parent_node]
             close = difflib.get_close_matches(str(cause.key), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
             return f"There is no setting {cause.full_key}: {hint} (+{cause.full_key}=VALUE adds one.)"
-        cause = cause.__cause__ or cause.__context__
     return " ".join(re.split(r"\n\s*(?:Config search path|See https|full_key)", str(error))[0].split())
 
 
-def _input_error(error: BaseException | None) -> InputError | InterruptionError | None:
+def _input_error(error: BaseException) -> InputError | InterruptionError | None:
     """The error of this package that Hydra may have wrapped."""
-    seen: set[int] = set()  # libraries that raise an error again can make its chain a circle
-    while error is not None and id(error) not in seen:
-        if isinstance(error, (InputError, InterruptionError)):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
+    for cause in causes(error):
+        if isinstance(cause, (InputError, InterruptionError)):
+            return cause
     return None
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pyannote_prune.cli.arguments import AsJson, AsMarkdown, Device, Revision, Token
+from pyannote_prune.cli.arguments import AsJson, AsMarkdown, Device, Pipeline, Revision, Token
 
 
 def calibrate(
@@ -15,14 +15,7 @@ def calibrate(
             help="Recordings of single speakers, two or more in a folder for each speaker.", show_default=False
         ),
     ],
-    pipeline: Annotated[
-        str | None,
-        typer.Option(
-            "--pipeline",
-            "-p",
-            help="Pipeline directory, or hub id. Default: the small one that ships with the package.",
-        ),
-    ] = None,
+    pipeline: Pipeline = None,
     speakers: Annotated[
         Path | None, typer.Option(help="File with the speakers to use, one per line. Default: all.")
     ] = None,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
-from pyannote_prune.cli.arguments import Device, Revision, Token
+from pyannote_prune.cli.arguments import Device, Pipeline, Revision, Token
 from pyannote_prune.errors import InputError, debugging, describe, full_traceback, interruptible, is_expected
 
 if TYPE_CHECKING:
@@ -26,14 +26,7 @@ def diarize(
             show_default=False,
         ),
     ],
-    pipeline: Annotated[
-        str | None,
-        typer.Option(
-            "--pipeline",
-            "-p",
-            help="Pipeline directory, or hub id. Default: the small one that ships with the package.",
-        ),
-    ] = None,
+    pipeline: Pipeline = None,
     formats: Annotated[
         list[str],
         typer.Option(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pyannote_prune.cli.arguments import Device, Revision, Token
+from pyannote_prune.cli.arguments import Device, Pipeline, Revision, Token
 from pyannote_prune.errors import InputError
 
 
@@ -19,14 +19,7 @@ def enroll(
     destination: Annotated[
         Path, typer.Argument(metavar="DEST", help="File to write, such as voices.safetensors.", show_default=False)
     ],
-    pipeline: Annotated[
-        str | None,
-        typer.Option(
-            "--pipeline",
-            "-p",
-            help="Pipeline directory, or hub id, as of `diarize`. Default: the small one that ships with the package.",
-        ),
-    ] = None,
+    pipeline: Pipeline = None,
     revision: Revision = None,
     token: Token = None,
     device: Device = "auto",

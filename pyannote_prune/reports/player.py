@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pyannote.core import Annotation
 
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.pipelines.output import speaker_totals, to_milliseconds
+from pyannote_prune.reports.pages import render
 from pyannote_prune.reports.tables import clock
 from pyannote_prune.reports.timeline import PALETTE, envelope, speaker_lanes
 
@@ -49,14 +49,8 @@ def write_player(diarization: Annotation, waveform: np.ndarray, sample_rate: int
     samples = Audio(sample_rate=SAMPLE_RATE).downmix_and_resample(tensor, sample_rate)[0][0].numpy()
     content = player_content(diarization, samples)
     seconds = {total.speaker: total.seconds for total in speaker_totals(to_milliseconds(diarization))}
-    environment = Environment(
-        loader=PackageLoader("pyannote_prune", "reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("player.html.j2").render(
+    page = render(
+        "player.html.j2",
         content=content,
         duration=clock(content["duration"] / 1000),
         spoken=[clock(seconds.get(speaker, 0.0)) for speaker in content["speakers"]],

@@ -17,7 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from pyannote_prune.checkpoints.lightning import read_checkpoint
@@ -26,6 +25,7 @@ from pyannote_prune.evaluation.results import Column, with_values
 from pyannote_prune.models import WavLMSegmentation, load_segmentation
 from pyannote_prune.pruning import Units, total_cost
 from pyannote_prune.reports.curves import ScalarEvent, read_curves
+from pyannote_prune.reports.pages import render
 from pyannote_prune.reports.panels import ERROR, draw_curves, draw_survival
 from pyannote_prune.reports.tables import cell
 from pyannote_prune.training.stages import WARNINGS
@@ -129,14 +129,8 @@ def write_report(directory: Path) -> Path:
     columns = with_values(_COLUMNS, rows)
     with TemporaryDirectory() as temporary:
         picture = Path(temporary) / "picture.svg"
-        environment = Environment(
-            loader=PackageLoader("pyannote_prune", "reports"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        page = environment.get_template("run.html.j2").render(
+        page = render(
+            "run.html.j2",
             title=f"{'Compression' if compressed else 'Training'}: {directory.resolve().name}",
             about=about,
             columns=columns,

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from pyannote_prune.cli.application import _input_error
-from pyannote_prune.errors import InputError, InterruptionError
+from pyannote_prune.errors import InputError, InterruptionError, full_traceback
 from pyannote_prune.training import callbacks, fitting
 from tests.training.conftest import TINY, error_of
 
@@ -113,5 +113,6 @@ def test_errors_that_led_to_each_other():
     first, second = ValueError("first"), KeyError("second")
     first.__context__, second.__context__ = second, first
     assert _input_error(first) is None
+    assert "second" in full_traceback(first)
     second.__cause__ = InputError("told")
     assert _input_error(first) is second.__cause__
