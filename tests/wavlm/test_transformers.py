@@ -221,7 +221,10 @@ def test_frozen_convolutions():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_loaded_in_half_precision(norm, pre_norm, dtype, implementation, tmp_path):
-    model = pruned(feat_extract_norm=norm, do_stable_layer_norm=pre_norm)
+    # short kernels as WavLM has: with 8 taps and few channels, convolutions of PyTorch 2.14 in bfloat16 are wrong on
+    # processors with AMX
+    shape = {**PRUNED, "conv_kernel": [8, 4, 4]}
+    model = noisy(PrunedWavLMModel(PrunedWavLMConfig(**shape, feat_extract_norm=norm, do_stable_layer_norm=pre_norm)))
     model.save_pretrained(tmp_path)
     half = AutoModel.from_pretrained(tmp_path, dtype=dtype, attn_implementation=implementation)
     assert {parameter.dtype for parameter in half.parameters()} == {dtype}
