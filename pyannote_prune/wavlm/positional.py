@@ -52,7 +52,16 @@ class NormalizedConv1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels, frames) -> (batch, channels, frames), one frame more for an even kernel"""
-        return F.conv1d(x, self.weight, self.bias, padding=self.kernel_size // 2, groups=self.groups)
+        weight, bias, dtype = self.weight, self.bias, x.dtype
+        if x.device.type != "cpu":
+            return self._convolve(x, weight, bias)
+        # in bfloat16, PyTorch 2.14 convolves narrow groups and long kernels wrongly on processors with AMX
+        with torch.autocast("cpu", enabled=False):
+            full = torch.float32 if weight.dtype == torch.bfloat16 else weight.dtype
+            return self._convolve(x.to(full), weight.to(full), bias.to(full)).to(dtype)
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv1d(x, weight, bias, padding=self.kernel_size // 2, groups=self.groups)
 
 
 class PositionalConvEmbedding(nn.Module):

@@ -221,8 +221,7 @@ def test_frozen_convolutions():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_loaded_in_half_precision(norm, pre_norm, dtype, implementation, tmp_path):
-    # short kernels as WavLM has: with 8 taps and few channels, convolutions of PyTorch 2.14 in bfloat16 are wrong on
-    # processors with AMX
+    # short kernels as WavLM has: PyTorch 2.14 convolves longer ones of few channels wrongly on processors with AMX
     shape = {**PRUNED, "conv_kernel": [8, 4, 4]}
     model = noisy(PrunedWavLMModel(PrunedWavLMConfig(**shape, feat_extract_norm=norm, do_stable_layer_norm=pre_norm)))
     model.save_pretrained(tmp_path)
