@@ -16,7 +16,8 @@ from scipy.ndimage import median_filter as scipy_median_filter
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation.results import Column, Results, with_values
-from pyannote_prune.evaluation.timing import PeakMemory, check_positive, interleave, machine, silent, synchronize
+from pyannote_prune.evaluation.timing import PeakMemory, check_positive, interleave, machine, silent
+from pyannote_prune.inference.devices import synchronize
 from pyannote_prune.inference.onnx_models import OnnxModel
 from pyannote_prune.pipelines import SpeakerDiarization
 from pyannote_prune.pipelines.pretrained import load_pipeline

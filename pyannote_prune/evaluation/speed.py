@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,8 +20,8 @@ from pyannote_prune.checkpoints.onnx_files import import_onnx, quantize
 from pyannote_prune.checkpoints.sources import check_source
 from pyannote_prune.errors import InputError
 from pyannote_prune.evaluation.results import Column, Results, with_values
-from pyannote_prune.evaluation.timing import check_positive, machine, matmul_peak, median_seconds, silent, synchronize
-from pyannote_prune.inference.devices import find_device
+from pyannote_prune.evaluation.timing import check_positive, machine, matmul_peak, median_seconds, silent
+from pyannote_prune.inference.devices import find_device, synchronize
 from pyannote_prune.inference.onnx_graphs import backbone_graph
 from pyannote_prune.inference.onnx_models import make_session
 from pyannote_prune.inference.prepare import PRECISIONS, prepare
@@ -29,6 +32,9 @@ from pyannote_prune.wavlm import PrunedWavLMConfig, PrunedWavLMModel, preset_nam
 from pyannote_prune.wavlm.configuration import dense_family
 
 _REFERENCE = "transformers"
+_OURS = "pyannote-prune"
+# the variant that pipelines use: it computes in half precision, and adds up in float32
+AUTOCAST = "autocast"
 
 _COLUMNS = (
     Column("model", "model"),
@@ -61,6 +67,8 @@ class Candidate:
     module : nn.Module
     forward : callable
         From (batch, samples) waveforms to the hidden states of all layers.
+    variant : str, optional
+        Way of execution, see [`prepare`][pyannote_prune.inference.prepare]; "autocast" keeps weights in float32.
     """
 
     model: str
@@ -69,6 +77,17 @@ class Candidate:
     config: PrunedWavLMConfig
     module: nn.Module
     forward: Callable[[Tensor], object]
+    variant: str | None = None
+
+    def on(self, device: torch.device, precision: str) -> Candidate:
+        """The same, on a device, in a precision"""
+        if self.variant == AUTOCAST:
+            execute = prepare(self.module.to(device), precision=precision)
+            return replace(self, forward=lambda waveforms: execute(waveforms.float()))
+        self.module.to(device, PRECISIONS[precision])
+        if not isinstance(self.module, PrunedWavLMModel):
+            return self
+        return replace(self, forward=prepare(self.module, precision="float32", variant=self.variant))
 
 
 def benchmark_backbones(
@@ -80,6 +99,9 @@ def benchmark_backbones(
     repeats: int = 5,
     tell: Callable[[str], object] = silent,
     onnx: bool = False,
+    variants: Sequence[str] = (),
+    references: bool = True,
+    deadline: float = math.inf,
 ) -> Results:
     """Time backbones, and the dense architectures they come from, in one run
 
@@ -101,12 +123,19 @@ def benchmark_backbones(
         Receives messages about progress.
     onnx : bool, optional
         Export each source, and time it in ONNX Runtime, too, in float32 and in int8. Defaults to False.
+    variants : sequence of str, optional
+        Other ways of execution to time: "autocast", and those of [`prepare`][pyannote_prune.inference.prepare].
+    references : bool, optional
+        Time the dense architecture in transformers and torchaudio, too. Defaults to True.
+    deadline : float, optional
+        Time of `time.monotonic()` after which no candidate is started in another setting.
 
     Returns
     -------
     results : Results
         One row per setting and candidate. "x faster" is the time of the dense architecture in transformers over
-        that of the row, in the same setting; "of peak" the share of the fastest matrix product of the machine.
+        that of the row, in the same setting, or, without references, the time of the same model without a variant;
+        "of peak" the share of the fastest matrix product of the machine.
 
     Raises
     ------
@@ -132,25 +161,22 @@ def benchmark_backbones(
     for duration in durations:
         if any(backbone.num_frames(_num_samples(duration)) < 1 for backbone in backbones.values()):
             raise InputError(f"duration must be enough for one frame, got {duration:g} s.")
-    candidates = _candidates(backbones, target if onnx else None, tell)
+    candidates = _candidates(backbones, target if onnx else None, variants, references, tell)
 
     fix_reproducibility(target)  # as pyannote's pipelines run: without TensorFloat-32
     rows: list[dict[str, Any]] = []
     for precision in precisions:
-        dtype = PRECISIONS[precision]
-        for index, candidate in enumerate(candidates):
-            candidate.module.to(target, dtype)
-            if isinstance(candidate.module, PrunedWavLMModel):
-                candidates[index] = replace(candidate, forward=prepare(candidate.module, precision="float32"))
-        peak = matmul_peak(dtype, target)
+        candidates = [candidate.on(target, precision) for candidate in candidates]
+        peak = matmul_peak(PRECISIONS[precision], target)
         for duration in durations:
             for batch_size in batch_sizes:
                 tell(f"{precision}, {batch_size} x {duration:g} s")
                 setting = {"precision": precision, "duration": duration, "batch_size": batch_size}
-                waveforms = torch.randn(batch_size, _num_samples(duration), device=target).to(dtype)
-                rows += [setting | row for row in _measure(candidates, waveforms, repeats, peak)]
+                shape = (batch_size, _num_samples(duration))
+                waveforms = torch.randn(shape, device=target).to(PRECISIONS[precision])
+                rows += [setting | row for row in _measure(candidates, waveforms, repeats, peak, deadline)]
 
-    _compare(rows)
+    _compare(rows, "family" if references else "model", _REFERENCE if references else _OURS)
     about = {"repeats": repeats, "output": "hidden states of all layers", **machine(target)}
     return Results("Backbones", with_values(_COLUMNS, rows), rows, about)
 
@@ -166,19 +192,29 @@ def _load(source: str) -> PrunedWavLMModel:
 
 
 def _candidates(
-    backbones: Mapping[str, PrunedWavLMModel], onnx: torch.device | None, tell: Callable[[str], object]
+    backbones: Mapping[str, PrunedWavLMModel],
+    onnx: torch.device | None,
+    variants: Sequence[str],
+    references: bool,
+    tell: Callable[[str], object],
 ) -> list[Candidate]:
-    """By families: the dense architecture in both libraries, then ours, and the same in ONNX Runtime on a device."""
+    """By families: the dense architecture in both libraries, then ours and its variants, and ONNX Runtime on a device."""
     families: dict[str, list[Candidate]] = {}
     for source, backbone in backbones.items():
         family, dense = dense_family(source, backbone.config)
         if family not in families:
-            theirs = {_REFERENCE: _of_transformers(dense), "torchaudio": _of_torchaudio(dense)}
+            theirs = {_REFERENCE: _of_transformers, "torchaudio": _of_torchaudio} if references else {}
             families[family] = [
                 Candidate(family, library, family, dense, module.eval(), forward)
-                for library, (module, forward) in theirs.items()
+                for library, (module, forward) in ((name, make(dense)) for name, make in theirs.items())
             ]
-        families[family].append(Candidate(source, "pyannote-prune", family, backbone.config, backbone, backbone))
+        ours = Candidate(source, _OURS, family, backbone.config, backbone, backbone)
+        families[family].append(ours)
+        for variant in variants:
+            module = copy.deepcopy(backbone) if variant == AUTOCAST else backbone
+            families[family].append(
+                replace(ours, implementation=f"{_OURS}, {variant}", module=module, variant=variant)
+            )
         if onnx is not None:
             tell(f"exporting {source}")
             for name, forward in _in_onnxruntime(backbone, onnx).items():
@@ -234,13 +270,18 @@ def _of_torchaudio(dense: PrunedWavLMConfig) -> tuple[nn.Module, Callable[[Tenso
     return model, model.extract_features
 
 
-def _measure(candidates: Sequence[Candidate], waveforms: Tensor, repeats: int, peak: float) -> list[dict[str, Any]]:
+def _measure(
+    candidates: Sequence[Candidate], waveforms: Tensor, repeats: int, peak: float, deadline: float
+) -> list[dict[str, Any]]:
     """Rows of one setting."""
     notes: dict[int, str] = {}
     runs: dict[int, Callable[[], object]] = {}
     with torch.inference_mode():
         for index, candidate in enumerate(candidates):
             run = partial(candidate.forward, waveforms)
+            if time.monotonic() > deadline:
+                notes[index] = "no time left"
+                continue
             try:
                 run()
                 synchronize(waveforms.device)
@@ -273,14 +314,14 @@ def _measure(candidates: Sequence[Candidate], waveforms: Tensor, repeats: int, p
     return rows
 
 
-def _compare(rows: Sequence[dict[str, Any]]) -> None:
-    """Add how many times faster each row is than the reference, in its own precision and in float32."""
+def _compare(rows: Sequence[dict[str, Any]], kind: str, implementation: str) -> None:
+    """Add how many times faster each row is than the reference of its kind, in its own precision and in float32."""
 
     def setting(row: Mapping[str, Any], precision: str) -> tuple[Any, ...]:
-        return row["family"], row["duration"], row["batch_size"], precision
+        return row[kind], row["duration"], row["batch_size"], precision
 
     references = {
-        setting(row, row["precision"]): row["milliseconds"] for row in rows if row["implementation"] == _REFERENCE
+        setting(row, row["precision"]): row["milliseconds"] for row in rows if row["implementation"] == implementation
     }
 
     def speedup(row: Mapping[str, Any], precision: str) -> float | None:

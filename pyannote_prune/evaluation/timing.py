@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.inference.devices import synchronize
 from pyannote_prune.inference.kernels import convolve
 
 Key = TypeVar("Key")
@@ -42,12 +43,6 @@ def check_positive(**values: float) -> None:
 
 def silent(message: str) -> None:
     """Receiver of progress messages that ignores them."""
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what was queued on a device."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def timed(run: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ from pyannote.audio.models.embedding import XVectorMFCC, XVectorSincNet
 from pyannote.core import SlidingWindowFeature
 from torch import Tensor, nn
 
+from pyannote_prune.inference.devices import synchronize, upload
 from pyannote_prune.inference.onnx_models import OnnxEmbedding
 from pyannote_prune.models.embedding import CAMPPlus
 from pyannote_prune.upstream import BaseWeSpeakerResNet, embedding_network
@@ -116,10 +118,18 @@ def embed_chunks(
         embeddings[silent] = embedding(waveform_of(int(silent[0]))[None], masks=torch.zeros(1, *masks.shape[1:]))
     chunks = np.flatnonzero(speaking)
     progress(0, len(chunks))
+    done = []
     for batch in _batches(chunks, batch_size):
         waveforms = torch.stack([waveform_of(int(chunk)) for chunk in batch])
-        embeddings[batch] = embedding(waveforms, masks=torch.from_numpy(masks[batch]))
+        # as `embedding` does, but a GPU computes one batch while the next one is made
+        inputs = (upload(waveforms, embedding.device), upload(torch.from_numpy(masks[batch]), embedding.device))
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            done.append(embedding.model_(inputs[0], weights=inputs[1]).to("cpu", non_blocking=True))
         progress(int(np.searchsorted(chunks, batch[-1])) + 1, len(chunks))
+    synchronize(embedding.device)
+    if done:
+        embeddings[chunks] = torch.cat(done)
     return embeddings
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyannote_prune.inference.derive import Replacements, share, sharing
+from pyannote_prune.inference.distances import BackwardKeys, DistanceEncoder
 from pyannote_prune.inference.kernels import (
     RecomputedAttention,
     attend,
@@ -18,7 +19,7 @@ from pyannote_prune.inference.kernels import (
     multiply_spectra,
 )
 from pyannote_prune.models.conformer import ConvolutionModule, SelfAttention
-from pyannote_prune.wavlm.attention import MASKED, Attention
+from pyannote_prune.wavlm.attention import Attention
 from pyannote_prune.wavlm.feature_extractor import ConvLayer, FeatureExtractor
 from pyannote_prune.wavlm.modeling import Encoder
 from pyannote_prune.wavlm.positional import PositionalConvEmbedding
@@ -78,14 +79,6 @@ def _freeze_convolution(module: nn.Module) -> FrozenConvolution:
     return twin
 
 
-class DistanceEncoder(Encoder):
-    """Encoder whose layers are given the position bias by distance: see [`BackwardKeys`][]"""
-
-    def position_bias(self, num_frames: int) -> Tensor | None:
-        """(original heads, 2 * num_frames - 1), by increasing `key - query`"""
-        return self.distance_bias(num_frames)
-
-
 class FrozenEncoder(DistanceEncoder):
     """The same, with the position bias of the last number of frames kept"""
 
@@ -105,42 +98,8 @@ def _freeze_encoder(module: nn.Module) -> FrozenEncoder:
     return twin
 
 
-class BackwardKeys(Attention):
-    """Attention whose keys go backwards
-
-    The (query, key) matrix of biases is constant along its diagonals. With keys in reverse order it is constant along
-    anti-diagonals, which is a strided view of the distances: no copy, no gather.
-    """
-
-    def gate(self, x: Tensor) -> Tensor:
-        """(batch, frames, hidden_size) -> (batch, surviving heads, frames, 1)"""
-        if not isinstance(self.gru_rel_pos_linear, nn.Linear):  # but a quantised one
-            return super().gate(x)
-        # the 8 outputs are summed by fours: summing the weights first is the same, and cheaper
-        weight = self.gru_rel_pos_linear.weight.view(2, 4, -1).sum(1)
-        bias = self.gru_rel_pos_linear.bias.view(2, 4).sum(1)
-        a, b = F.linear(x.unflatten(-1, (self.total_heads, -1)), weight, bias).sigmoid().unbind(-1)
-        gate = a * (b * self.gru_rel_pos_const - 1.0) + 2.0
-        return gate[..., self.head_index].transpose(1, 2).unsqueeze(-1)
-
-    def forward(self, x: Tensor, position_bias: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """As in [`Attention`][], with a `position_bias` by distance"""
-        if not self.heads or position_bias is None:
-            return self.out_proj(x)
-        query, key_value = self.qkv_proj(x).tensor_split([len(self.heads) * self.head_dim], dim=-1)
-        query = query.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        key, value = key_value.flip(1).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-        bias = position_bias[self.head_index].flip(-1).unfold(-1, x.shape[1], 1)
-        gate = self.gate(x)
-        if mask is None:
-            return self.out_proj(self.attend(query, key, value, gate, bias))
-        scores = (gate * bias).masked_fill(~mask.flip(-1)[:, None, None], MASKED)
-        return self.out_proj(self._attend_by_sdpa(query, key, value, scores))
-
-    def _attend_by_sdpa(self, query: Tensor, key: Tensor, value: Tensor, scores: Tensor) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        output = F.scaled_dot_product_attention(query, key, value, scores.to(query.dtype), dropout)
-        return output.transpose(1, 2).flatten(2)
+class BackwardKeysByItem(BackwardKeys):
+    """The same, one item of the batch at a time"""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor, bias: Tensor) -> Tensor:
         """Arguments as in `kernels.attend` -> (batch, frames, surviving heads * head_dim)"""
@@ -153,7 +112,7 @@ class TrainableBackwardKeys(BackwardKeys):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor, bias: Tensor) -> Tensor:
         """Arguments as in `kernels.attend` -> (batch, frames, surviving heads * head_dim)"""
         if self.training and self.dropout:
-            return self._attend_by_sdpa(query, key, value, gate * bias)
+            return super().attend(query, key, value, gate, bias)
         output = RecomputedAttention.apply(query, key, value, gate.to(bias.dtype), bias)
         return output.transpose(1, 2).flatten(2)
 
@@ -286,7 +245,7 @@ FROZEN: Replacements = {
     SelfAttention: sharing(FastSelfAttention),
     ConvolutionModule: _freeze_convolution,
     Encoder: _freeze_encoder,
-    Attention: sharing(BackwardKeys),
+    Attention: sharing(BackwardKeysByItem),
     PositionalConvEmbedding: _freeze,
     FeatureExtractor: sharing(BlockExtractor),
 }

@@ -54,7 +54,9 @@ def check_precision(precision: str) -> None:
         raise InputError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}.")
 
 
-def prepare(model: nn.Module, device: torch.device | str | None = None, precision: str = "auto") -> Executor:
+def prepare(
+    model: nn.Module, device: torch.device | str | None = None, precision: str = "auto", variant: str | None = None
+) -> Executor:
     """Prepare a model for inference on a device
 
     Parameters
@@ -65,6 +67,9 @@ def prepare(model: nn.Module, device: torch.device | str | None = None, precisio
         Defaults to that of the model.
     precision : {"auto", "float32", "float16", "bfloat16"}, optional
         "auto" (default) is float16 on CUDA devices, float32 on others.
+    variant : str, optional
+        A way of execution on a GPU that `benchmark gpu` measures, one of `cuda.VARIANTS`. Defaults to that of the
+        device.
 
     Returns
     -------
@@ -88,9 +93,13 @@ def prepare(model: nn.Module, device: torch.device | str | None = None, precisio
     target = first.device if device is None else torch.device(device)
     if precision == "auto":
         precision = "float16" if target.type == "cuda" else "float32"
-    if target != first.device:
+    # "cuda" is the GPU that is in use, on which the model may be
+    if target.type != first.device.type or target.index not in (None, first.device.index):
         model = copy.deepcopy(model).to(target)
-    return Executor(derive(model, _replacements(model, target, precision)), target, precision)
+    twin = derive(model, cuda.VARIANTS[variant] if variant else _replacements(model, target, precision))
+    if (variant or target.type == "cuda") and precision != "float32" and not _is_gated(model):
+        twin = derive(twin, cuda.halved(PRECISIONS[precision]))
+    return Executor(twin, target, precision)
 
 
 def trainable(model: nn.Module) -> Any:
@@ -105,10 +114,14 @@ def trainable(model: nn.Module) -> Any:
 
 
 def _replacements(model: nn.Module, device: torch.device, precision: str) -> Replacements:
-    gated = any(isinstance(module, Gates) for module in model.modules())
+    gated = _is_gated(model)
     if device.type == "cuda":
         return {} if gated else cuda.FROZEN
     if device.type != "cpu":
         return {}
     plain = precision == "float32" and next(model.parameters()).dtype == torch.float32
     return cpu.FROZEN if plain and not gated and torch.backends.mkldnn.is_available() else cpu.TRAINABLE
+
+
+def _is_gated(model: nn.Module) -> bool:
+    return any(isinstance(module, Gates) for module in model.modules())

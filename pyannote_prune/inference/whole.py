@@ -10,6 +10,8 @@ import torch
 from pyannote.core import SlidingWindow
 from torch import Tensor
 
+from pyannote_prune.inference.devices import upload
+
 # seconds of the filterbank that are computed at a time
 _BLOCK = 60
 # speakers of chunks that are embedded at a time
@@ -57,15 +59,16 @@ def embed_recording(
     progress(0, num_chunks)
     for start, frames in model.blocks(features):
         times = first + step * np.arange(start, start + frames.shape[1])
-        inside = np.flatnonzero((starts + chunks.duration > times[0]) & (starts <= times[-1]))
-        if not len(inside):
+        # chunks are in order, and a device need not be told which, but from where to where
+        inside = slice(*np.searchsorted(starts, [times[0] - chunks.duration, times[-1]], side="right"))
+        if inside.start == inside.stop:
             continue
         place = np.floor((times - starts[inside, None]) / chunks.duration * num_mask_frames).astype(int)
         within = torch.from_numpy((place >= 0) & (place < num_mask_frames))
         place = torch.from_numpy(place.clip(0, num_mask_frames - 1))[:, None].expand(-1, num_speakers, -1)
         chosen = speaking[inside].gather(2, place) & within[:, None]
         # inner dimension last in memory, as matrix products like it
-        weights, frames = chosen.to(frames).flatten(0, 1), frames.mT.contiguous()
+        weights, frames = upload(chosen, frames.device).to(frames).flatten(0, 1), frames.mT.contiguous()
         count[inside] += weights.sum(1).unflatten(0, (-1, num_speakers))
         sums[inside] += (weights @ frames).unflatten(0, (-1, num_speakers))
         squares[inside] += (weights @ frames.square()).unflatten(0, (-1, num_speakers))
@@ -88,7 +91,7 @@ def _features(model: Any, waveform: Tensor) -> Tensor:
     for start in range(0, total, size):
         last = min(start + size, total) - 1
         samples = waveform[:, start * filterbank.step : last * filterbank.step + filterbank.size]
-        block = filterbank(samples[None].to(model.device))[0]
+        block = filterbank(upload(samples, model.device)[None])[0]
         # not joined afterwards: those of hours would be there twice
         features = block.new_empty(total, block.shape[1]) if start == 0 else features
         features[start : last + 1] = block

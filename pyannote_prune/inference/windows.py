@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pyannote.audio import Inference as UpstreamInference
 from pyannote.core import SlidingWindow, SlidingWindowFeature
 from torch import Tensor
 
+from pyannote_prune.inference.devices import synchronize, upload
 from pyannote_prune.inference.memory import within_memory
 from pyannote_prune.inference.onnx_models import OnnxSegmentation
 from pyannote_prune.inference.prepare import Executor, check_precision, prepare
@@ -109,11 +109,13 @@ class SegmentationInference(UpstreamInference):
         for first in range(0, num_windows, batch_size):
             last = min(first + batch_size, num_windows)
             scores = score(waveform, first, last)
-            outputs.append(self.conversion(scores.float()).cpu().numpy())
+            # in half precision, NumPy has no bfloat16; without waiting, a GPU computes one batch as another is made
+            outputs.append(self.conversion(scores.float()).float().to("cpu", non_blocking=True))
             if hook is not None:
                 hook(completed=last, total=num_windows)
+        synchronize(self.device)
         windows = SlidingWindow(start=0.0, duration=self.duration, step=self.step)
-        return SlidingWindowFeature(np.vstack(outputs), windows)
+        return SlidingWindowFeature(torch.cat(outputs).numpy(), windows)
 
     def _shares(self, step: int) -> bool:
         """Whether windows can share features: local ones, at whole numbers of frames from each other."""
@@ -141,7 +143,7 @@ class _Windows:
     def __call__(self, waveform: Tensor, first: int, last: int) -> Tensor:
         """Windows `first` to `last` (not included) of a waveform -> (windows, frames, classes)"""
         samples = _crop(waveform, first * self.step, (last - 1) * self.step + self.window)
-        return self.model(samples.to(self.model.device).unfold(0, self.window, self.step).unsqueeze(1))
+        return self.model(upload(samples, self.model.device).unfold(0, self.window, self.step).unsqueeze(1))
 
 
 class _SharedFeatures(_Windows):
@@ -159,7 +161,7 @@ class _SharedFeatures(_Windows):
         begin, end = first * step, (last - 1) * step + size
         known = max(0, self.end - begin)
         samples = _crop(waveform, (begin + known) * hop, (end - 1) * hop + self.model.receptive_field_size())
-        features = self.model.local_features(samples.to(self.model.device).unsqueeze(0))[0]
+        features = self.model.local_features(upload(samples, self.model.device).unsqueeze(0))[0]
         if self.features is not None:
             features = torch.cat([self.features[len(self.features) - known :], features])
         self.features, self.end = features, end

@@ -179,8 +179,10 @@ class CAMPPlus(VersionedCheckpoint, Model):
             groups = [(torch.arange(num_rows, device=speaking.device), num_frames)]
         else:
             rows = lengths.argsort()
-            rows = rows[lengths[rows] > 0]
-            groups = [(some, int(lengths[some[-1]])) for some in rows.split(_ROWS) if len(some)]
+            counts: list[int] = lengths[rows].tolist()  # the only time that a GPU is waited for
+            silent = counts.count(0)
+            longest_of = [counts[min(first + _ROWS, num_rows) - 1] for first in range(silent, num_rows, _ROWS)]
+            groups = list(zip(rows[silent:].split(_ROWS), longest_of))
         embeddings = features.new_zeros(num_rows, self.dimension)
         for some, longest in groups:
             chosen = features[chunks[some, None], frames[some, :longest]]
