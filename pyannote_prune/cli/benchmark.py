@@ -99,6 +99,45 @@ def scaling(
 
 
 @app.command()
+def gpu(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the tables, as JSON and Markdown.")],
+    device: Device = "cuda",
+    time_limit: Annotated[float, typer.Option(help="Minutes. Tables that do not fit are left out.")] = 9.0,
+    audio: Annotated[
+        Path | None, typer.Option(help="Recording that is repeated. Default: the sample of pyannote.audio.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small models and seconds of audio, to try the command.")
+    ] = False,
+) -> None:
+    """Measure all tables about a GPU in one run, the most important ones first.
+
+    Backbones against transformers and torchaudio in the same precision, pipelines against pyannote.audio's on one and
+    four hours of audio, and ways to execute the backbones. Each table is written as soon as it is measured.
+
+    Example: pyannote-prune benchmark gpu --output gpu
+    """
+    from tempfile import TemporaryDirectory
+
+    from pyannote_prune.corpora.jobs import writing
+    from pyannote_prune.evaluation.on_gpu import benchmark_gpu
+    from pyannote_prune.reports.tables import to_json, to_markdown
+
+    failed = []
+    sections = []
+    with TemporaryDirectory() as directory, _progress() as tell:
+        for name, results in benchmark_gpu(Path(directory), device, time_limit, quick, audio, tell):
+            sections.append(f"## {name}\n\n{to_markdown(results)}\n")
+            for path, text in {f"{name}.json": to_json(results), "tables.md": "\n".join(sections)}.items():
+                with writing(output / path) as part:
+                    part.write_text(text, encoding="utf-8")
+            typer.echo(f"{name}: {results.about.get('failed') or f'{len(results.rows)} rows'}")
+            failed += [name] if "failed" in results.about else []
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def compare(
     old: Annotated[Path, typer.Argument(help="JSON file of a benchmark.", show_default=False)],
     new: Annotated[Path, typer.Argument(help="JSON file of the same benchmark.", show_default=False)],

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiarization
@@ -21,7 +22,12 @@ from pyannote_prune.inference.devices import synchronize
 from pyannote_prune.inference.onnx_models import OnnxModel
 from pyannote_prune.pipelines import SpeakerDiarization
 from pyannote_prune.pipelines.pretrained import load_pipeline
+from pyannote_prune.pipelines.turns import WithTurnDurations
 from pyannote_prune.upstream import NoPLDA, segmentation_inference
+
+Result = TypeVar("Result")
+
+_THEIRS, _OURS = "pyannote.audio", "pyannote-prune"
 
 # steps that the pipelines tell their hook the end of; the rest is clustering, and what follows it
 _STEPS = ("segmentation", "speaker_counting", "embeddings")
@@ -42,7 +48,7 @@ _MEMORY = (
 )
 
 
-class _Upstream(UpstreamSpeakerDiarization):
+class _Upstream(WithTurnDurations):
     """Upstream's pipeline with the models, options and hyper-parameters of our pipeline
 
     Models are loaded again, so that nothing that ours does to its own is measured with upstream's code. What
@@ -98,6 +104,9 @@ def benchmark_pipelines(
     device: str = "auto",
     repeats: int = 1,
     tell: Callable[[str], object] = silent,
+    minutes: Sequence[float] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    deadline: float = math.inf,
 ) -> Results:
     """Time our pipeline and upstream's, of the same models and hyper-parameters, in one run
 
@@ -112,11 +121,17 @@ def benchmark_pipelines(
         Rounds in which the pipelines take turns; medians are reported.
     tell : callable, optional
         Receives messages about progress.
+    minutes : sequence of float, optional
+        Lengths that each recording is repeated up to. Defaults to its own.
+    settings : dict, optional
+        By name, settings of more rows of our pipeline: `precision`, and `batch_size` of both models.
+    deadline : float, optional
+        Time of `time.monotonic()`. What would not be done by then, as shorter lengths tell, is left out.
 
     Returns
     -------
     results : Results
-        One row per recording and implementation: seconds of the whole and of its stages, real-time factor, memory
+        One row per recording, length and implementation: seconds of the whole and of its stages, real-time factor, memory
         above that of the loaded models (the waveform counts), and whether the annotations are the same.
 
     Raises
@@ -129,37 +144,48 @@ def benchmark_pipelines(
     if isinstance(segmentation_inference(pipeline).model, OnnxModel):
         raise InputError(f"{source} is an exported pipeline, which pyannote.audio cannot run: take the original.")
     files = [_decode(pipeline, path) for path in recordings]
-    implementations = {"pyannote.audio": _Upstream(pipeline), "pyannote-prune": pipeline}
+    implementations = {_THEIRS: _Upstream(pipeline), _OURS: pipeline}
+    for name, values in (settings or {}).items():
+        implementations[f"{_OURS}, {name}"] = _with(_load(source, device, recordings), values)
     tell("warming up")
     for implementation in implementations.values():
-        _measure(implementation, files[0], min(_WARM_UP, _duration(files[0])))
+        _measure(implementation, files[0], min(_WARM_UP, _duration(files[0]), *(60 * length for length in minutes)))
 
     rows = []
+    left_out = []
+    # seconds per second of audio, once known
+    pace: dict[str, float] = {}
     for path, file in zip(recordings, files):
-        duration = _duration(file)
-        runs = interleave(
-            {
-                name: partial(_measure, implementation, file, duration, tell, f"{path.name}, {name}")
-                for name, implementation in implementations.items()
-            },
-            repeats,
-        )
-        theirs, ours = runs["pyannote.audio"], runs["pyannote-prune"]
-        same = all(same_annotation(one, other) for (_, one), (_, other) in zip(theirs, ours))
-        for name, results in runs.items():
-            medians = _medians(results)
-            rows.append(
-                {
-                    "recording": path.name,
-                    "minutes": duration / 60,
-                    "implementation": name,
-                    **medians,
-                    "real_time_factor": medians["seconds"] / duration,
-                    "speedup": _medians(theirs)["seconds"] / medians["seconds"],
-                    "speakers": len(results[0][1].labels()),
-                    "same": same,
-                }
-            )
+        for duration in sorted(60 * length for length in minutes) or [_duration(file)]:
+            candidates = {}
+            for name, implementation in implementations.items():
+                run = partial(_measure, implementation, file, duration, tell, f"{path.name}, {name}")
+                candidates[name] = partial(_in_time, run, deadline, repeats * duration * pace.get(name, 0.0))
+            runs = {
+                name: [result for result in results if result is not None]
+                for name, results in interleave(candidates, repeats).items()
+            }
+            left_out += [f"{name}, {duration / 60:g} min" for name, results in runs.items() if not results]
+            theirs, ours = runs[_THEIRS], runs[_OURS]
+            compared = theirs or ours
+            for name, results in runs.items():
+                if not results:
+                    continue
+                medians = _medians(results)
+                pace[name] = medians["seconds"] / duration
+                pairs = zip(compared, ours if name == _THEIRS else results)
+                rows.append(
+                    {
+                        "recording": path.name,
+                        "minutes": duration / 60,
+                        "implementation": name,
+                        **medians,
+                        "real_time_factor": pace[name],
+                        "speedup": _medians(theirs)["seconds"] / medians["seconds"] if theirs else None,
+                        "speakers": len(results[0][1].labels()),
+                        "same": all(same_annotation(one, other) for (_, one), (_, other) in pairs),
+                    }
+                )
     columns = [
         Column("recording", "recording"),
         Column("minutes", "audio (min)", ".1f"),
@@ -173,6 +199,8 @@ def benchmark_pipelines(
         Column("same", "same annotation"),
     ]
     about = {"pipeline": source, "repeats": repeats, "audio": "decoded beforehand", **_settings(pipeline)}
+    if left_out:
+        about["left out for lack of time"] = "; ".join(left_out)
     return Results("Pipelines", with_values(columns, rows), rows, about)
 
 
@@ -255,6 +283,23 @@ def _load(source: str, device: str, recordings: Sequence[Path]) -> SpeakerDiariz
     if pipeline.clustering.expects_num_clusters:
         raise InputError(f"{source} uses {pipeline.klustering}, which must be told the number of speakers.")
     return pipeline
+
+
+def _with(pipeline: SpeakerDiarization, settings: Mapping[str, Any]) -> SpeakerDiarization:
+    """The same pipeline, with other settings"""
+    values = dict(settings)
+    if "batch_size" in values:
+        pipeline.segmentation_batch_size = pipeline.embedding_batch_size = values.pop("batch_size")
+    if "precision" in values:
+        inference: Any = segmentation_inference(pipeline)
+        inference.precision = values.pop("precision")
+    assert not values
+    return pipeline
+
+
+def _in_time(run: Callable[[], Result], deadline: float, seconds: float) -> Result | None:
+    """What a call returns; None when it would last beyond a deadline"""
+    return run() if time.monotonic() + seconds <= deadline else None
 
 
 def _device(pipeline: UpstreamSpeakerDiarization) -> torch.device:

@@ -81,8 +81,7 @@ class SegmentationInference(UpstreamInference):
             and len(waveform) == 1
         )
 
-        # on a CPU, the batch is chosen here: halving what is small already would not help
-        chosen = max(1, int(_CPU_BATCH_SECONDS / self.duration)) if ours and self.device.type == "cpu" else None
+        chosen = self.windows_at_once() if ours else None
 
         def slide(batch_size: int) -> SlidingWindowFeature:
             if chosen is None:
@@ -95,6 +94,10 @@ class SegmentationInference(UpstreamInference):
                 return self._slide(model, waveform[0], sample_rate, chosen or batch_size, hook)
 
         return within_memory(slide, 1 if chosen else self.batch_size, "segmentation")
+
+    def windows_at_once(self) -> int | None:
+        """Number of windows of a batch on a CPU, where halving what is small already would not help; None on others"""
+        return max(1, int(_CPU_BATCH_SECONDS / self.duration)) if self.device.type == "cpu" else None
 
     def _slide(
         self, model: Any, waveform: Tensor, sample_rate: int, batch_size: int, hook: Callable[..., object] | None
