@@ -131,8 +131,8 @@ def benchmark_pipelines(
     Returns
     -------
     results : Results
-        One row per recording, length and implementation: seconds of the whole and of its stages, real-time factor, memory
-        above that of the loaded models (the waveform counts), and whether the annotations are the same.
+        One row per recording, length and implementation: seconds of the whole and of its stages, real-time factor,
+        memory above that of the loaded models (the waveform counts), and whether the annotations are the same.
 
     Raises
     ------

@@ -118,11 +118,15 @@ def benchmark_gpu(
     recording = Path(pyannote.audio.__file__).parent / "sample" / "sample.wav" if audio is None else audio
     if not recording.is_file():
         raise InputError(f"No such recording: {recording}.")
-    plan = _quick_plan(directory) if quick else Plan(
-        {
-            "base": ("wavlm-base-plus", "wavlm-base-s80-md"),
-            "large": ("wavlm-large", "wavlm-large-s80-md"),
-        }
+    plan = (
+        _quick_plan(directory)
+        if quick
+        else Plan(
+            {
+                "base": ("wavlm-base-plus", "wavlm-base-s80-md"),
+                "large": ("wavlm-large", "wavlm-large-s80-md"),
+            }
+        )
     )
     return _tables(plan, directory, recording, str(target), deadline, tell)
 
@@ -188,7 +192,7 @@ def _attempt(name: str, step: Callable[[], Results], device: torch.device) -> Re
 
 def _quick_plan(directory: Path) -> Plan:
     """Backbones of a few thousand parameters, and seconds of audio."""
-    shape = {
+    shape: dict[str, Any] = {
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -259,4 +263,3 @@ def _spread(model: WavLMSegmentation, waveform: Tensor) -> None:
     model.classifier.weight.div_(deviation[:, None])
     prior = torch.tensor(_LOG_PRIOR)[: len(deviation)]
     model.classifier.bias.copy_((model.classifier.bias - logits.mean(0)) / deviation + prior)
-

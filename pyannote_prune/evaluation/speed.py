@@ -198,7 +198,7 @@ def _candidates(
     references: bool,
     tell: Callable[[str], object],
 ) -> list[Candidate]:
-    """By families: the dense architecture in both libraries, then ours and its variants, and ONNX Runtime on a device."""
+    """By families: the dense architecture in both libraries, then ours, its variants, and ONNX Runtime on a device."""
     families: dict[str, list[Candidate]] = {}
     for source, backbone in backbones.items():
         family, dense = dense_family(source, backbone.config)
@@ -212,9 +212,7 @@ def _candidates(
         families[family].append(ours)
         for variant in variants:
             module = copy.deepcopy(backbone) if variant == AUTOCAST else backbone
-            families[family].append(
-                replace(ours, implementation=f"{_OURS}, {variant}", module=module, variant=variant)
-            )
+            families[family].append(replace(ours, implementation=f"{_OURS}, {variant}", module=module, variant=variant))
         if onnx is not None:
             tell(f"exporting {source}")
             for name, forward in _in_onnxruntime(backbone, onnx).items():

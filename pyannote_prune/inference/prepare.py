@@ -99,6 +99,8 @@ def prepare(
     twin = derive(model, cuda.VARIANTS[variant] if variant else _replacements(model, target, precision))
     if (variant or target.type == "cuda") and precision != "float32" and not _is_gated(model):
         twin = derive(twin, cuda.halved(PRECISIONS[precision]))
+    # that of a model that would prepare its own on a CPU
+    twin.__dict__["_is_twin"] = True
     return Executor(twin, target, precision)
 
 

@@ -88,13 +88,12 @@ def fit(model, task, max_steps, **arguments):
     model.task = task
     trainer = Trainer(
         max_steps=max_steps,
-        accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        **arguments,
+        **{"accelerator": "cpu", **arguments},
     )
     trainer.fit(model)
     return trainer
@@ -181,11 +180,16 @@ def test_diarization_loss_reaches_the_backbone(protocol):
 
 
 @pytest.mark.parametrize("make", [StructuredPruning, SpeakerDiarization])
-def test_mixed_precision(make, protocol):
+@pytest.mark.parametrize(
+    ("accelerator", "precision"),
+    [("cpu", "bf16-mixed"), *(pytest.param("gpu", f"{n}-mixed", marks=pytest.mark.cuda) for n in ("16", "bf16"))],
+)
+def test_mixed_precision(make, accelerator, precision, protocol):
     teacher, student = segmentation(), segmentation()
     arguments = {"duration": 2.0, "max_speakers_per_chunk": 3, "batch_size": 4, "num_workers": 0}
     task = make(protocol, teacher, **arguments) if make is StructuredPruning else make(protocol, **arguments)
-    trainer = fit(student, task, max_steps=3, precision="bf16-mixed", limit_train_batches=3, limit_val_batches=2)
+    options = {"limit_train_batches": 3, "limit_val_batches": 2}
+    trainer = fit(student, task, max_steps=3, accelerator=accelerator, precision=precision, **options)
     assert torch.isfinite(trainer.callback_metrics["loss/train"])
     assert "DiarizationErrorRate" in trainer.callback_metrics
 

@@ -97,6 +97,26 @@ def test_the_whole_recipe_and_again(command, registry, untrained, short, tmp_pat
     assert Pipeline.from_pretrained(again / "pipeline").klustering == "AgglomerativeClustering"
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "precision"),
+    [
+        pytest.param("cpu", "bf16-mixed", marks=pytest.mark.slow),
+        *(pytest.param("gpu", precision, marks=pytest.mark.cuda) for precision in ("16-mixed", "bf16-mixed")),
+    ],
+)
+def test_short_run_in_mixed_precision(accelerator, precision, command, untrained, short, tmp_path):
+    directory = tmp_path / "run"
+    given = [argument for argument in arguments(directory, untrained / "embedding") if "accelerator" not in argument]
+    given += [f"trainer.accelerator={accelerator}", f"trainer.precision={precision}", "prune.0.trainer.max_epochs=1"]
+    given += ["prune.1.trainer.max_epochs=1", "distil.trainer.max_epochs=1", "average=1"]
+    assert command("compress", *given) == 0
+    pipeline = Pipeline.from_pretrained(directory / "pipeline")
+    pipeline.to(torch.device("cuda" if accelerator == "gpu" else "cpu"))(short)
+    for stage in STAGES:
+        backbone = load_backbone(directory / stage / "model.bin")
+        assert all(tensor.isfinite().all() for tensor in backbone.parameters())
+
+
 @pytest.mark.slow
 def test_killed_in_each_stage(registry, untrained, tmp_path):
     """kill -9 shortly after each stage has begun; the same command ends the run."""
