@@ -78,13 +78,13 @@ def test_bad_input(tmp_path):
         on_gpu.benchmark_gpu(tmp_path, "cpu", audio=on_gpu.Path("nowhere.wav"))
 
 
-def test_random_pipelines_hear_a_conversation(tmp_path):
+def test_random_pipelines_hear_a_conversation(short, tmp_path):
     plan = on_gpu._quick_plan(tmp_path)
     (source,) = plan.families["small"]
-    on_gpu.write_random_pipeline(tmp_path / "pipeline", source, plan.embedding(), SAMPLE, 2.0)
+    on_gpu.write_random_pipeline(tmp_path / "pipeline", source, plan.embedding(), short, 2.0)
     inference = segmentation_inference(load_pipeline(str(tmp_path / "pipeline"), "cpu"))
     assert inference.duration == 2.0
-    speaking = inference(str(SAMPLE)).data
+    speaking = inference(str(short)).data
     assert (speaking.mean((0, 1))[:2] > 0.1).all()
     assert 0.02 < (speaking.sum(2) == 0).mean() < 0.8
 

@@ -336,6 +336,7 @@ def test_out_of_memory(device, segmentation, monkeypatch):
     monkeypatch.setattr(SegmentationInference, "windows_at_once", lambda self: None)
     inference = SegmentationInference(segmentation, skip_aggregation=True, batch_size=1, precision="float32")
     inference.to(torch.device(device))
+    inference._executor = prepare(segmentation, device, "float32", "default")
     seconds, batch_size = (12, 4) if device == "cpu" else (120, 64)
     waveform = torch.randn(1, seconds * 16000)
     wanted = inference.slide(waveform, 16000)
