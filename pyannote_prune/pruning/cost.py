@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import Any
 
 from torch import Tensor
 
@@ -137,15 +138,23 @@ def layer_costs(config: PrunedWavLMConfig, units: Units | None = None, num_sampl
         )
     )
 
+    def product(name: str, inputs: Any, outputs: Any) -> Any:
+        """Number of weights of a linear layer, and of its MACs per frame."""
+        rank = config.ranks.get(f"encoder.layers.{index}.{name}")
+        return inputs * outputs if rank is None else rank * (inputs + outputs)
+
     head_dim = config.head_dim
     gate = head_dim * 8 + 8 + config.num_attention_heads
     for index in range(config.num_hidden_layers):
         inner = units.heads[index] * head_dim
-        attention = 3 * (width + 1) * inner + (inner + 1) * width + gate * units.has_heads[index]
-        attention_macs = 4 * frames * width * inner + 2 * frames * frames * inner
+        weights = product("attention.qkv_proj", width, 3 * inner) + product("attention.out_proj", inner, width)
+        attention = weights + 3 * inner + width + gate * units.has_heads[index]
+        attention_macs = frames * weights + 2 * frames * frames * inner
         intermediate = units.intermediate[index]
-        feed_forward = (width + 1) * intermediate + (intermediate + 1) * width
-        feed_forward_macs = 2 * frames * width * intermediate
+        weights = product("feed_forward.intermediate_dense", width, intermediate)
+        weights = weights + product("feed_forward.output_dense", intermediate, width)
+        feed_forward = weights + intermediate + width
+        feed_forward_macs = frames * weights
         costs.append(
             Cost(
                 f"encoder.layers.{index}",

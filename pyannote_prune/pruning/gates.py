@@ -40,7 +40,7 @@ class Gates(nn.Module):
     Raises
     ------
     InputError
-        When a kind is unknown.
+        When a kind is unknown, or when linear layers have a low rank already.
     """
 
     def __init__(
@@ -55,6 +55,8 @@ class Gates(nn.Module):
         for kind in kinds:
             if kind not in UNIT_KINDS:
                 raise InputError(f"Unknown kind of unit {kind!r}: choose among {', '.join(UNIT_KINDS)}.")
+        if config.ranks:
+            raise InputError("Layers of low rank cannot be pruned: prune first, then lower the rank.")
         if not kinds:
             raise InputError(f"No kind of unit to prune: choose among {', '.join(UNIT_KINDS)}.")
         self.config = config
@@ -101,11 +103,11 @@ class Gates(nn.Module):
 
     def expected_units(self) -> Units:
         """Expected number of units that stay, differentiable; exact where there are no gates."""
-        return self._count(lambda gate: gate.open_probability())
+        return self.count(lambda gate: gate.open_probability())
 
     def open_units(self) -> Units:
         """Number of units that stay in evaluation mode."""
-        return self._count(lambda gate: gate.is_open().double())
+        return self.count(lambda gate: gate.is_open().double())
 
     def fewest_units(self) -> Units:
         """Number of units that stay when every gate closes that can."""
@@ -113,9 +115,10 @@ class Gates(nn.Module):
         def closed(gate: HardConcrete) -> Tensor:
             return (torch.arange(gate.num_units) < gate.min_open).double()
 
-        return self._count(closed)
+        return self.count(closed)
 
-    def _count(self, probabilities: Callable[[HardConcrete], Tensor]) -> Units:
+    def count(self, probabilities: Callable[[HardConcrete], Tensor]) -> Units:
+        """Number of units that stay, given the probability of each unit of a gate, (units,); exact without gates."""
         config = self.config
         exact = Units.of(config)
 

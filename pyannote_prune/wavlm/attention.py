@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from pyannote_prune.wavlm.configuration import PrunedWavLMConfig
+from pyannote_prune.wavlm.low_rank import make_linear
 
 # smallest score that is finite in half precision too
 MASKED = -1e4
@@ -79,9 +80,10 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.dropout = config.attention_dropout
         inner = len(self.heads) * self.head_dim
-        self.out_proj = nn.Linear(inner, config.hidden_size) if self.heads else BiasOnly(config.hidden_size)
+        name, width = f"encoder.layers.{index}.attention", config.hidden_size
+        self.out_proj = make_linear(config, f"{name}.out_proj", inner, width) if self.heads else BiasOnly(width)
         if self.heads:
-            self.qkv_proj = nn.Linear(config.hidden_size, 3 * inner)
+            self.qkv_proj = make_linear(config, f"{name}.qkv_proj", width, 3 * inner)
             self.gru_rel_pos_linear = nn.Linear(self.head_dim, 8)
             self.gru_rel_pos_const = nn.Parameter(torch.ones(self.total_heads))
             self.register_buffer("head_index", torch.tensor(self.heads), persistent=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib.resources import files
@@ -13,6 +14,9 @@ from transformers import PretrainedConfig
 
 from pyannote_prune.errors import InputError
 
+_LINEAR = re.compile(
+    r"encoder\.layers\.(\d+)\.(?:attention\.(?:qkv|out)_proj|feed_forward\.(?:intermediate|output)_dense)"
+)
 _PRESETS = files(__package__) / "presets"
 _DENSE_PRESETS = ("wavlm-base-plus", "wavlm-large")
 # of what we write: what cannot be read by older versions of this package gets a greater number
@@ -74,6 +78,9 @@ class PrunedWavLMConfig(PretrainedConfig):
         Dropout probabilities, as in `transformers`.
     layer_norm_eps, initializer_range : float, optional
         As in `transformers`.
+    ranks : dict of str to int, optional
+        Rank of linear layers that are the product of two, by the name of the layer in the model, such as
+        "encoder.layers.0.feed_forward.output_dense". Defaults to none.
     dense_sizes : dict, optional
         `conv_dim` and `intermediate_sizes` before pruning, where they are known (`cut` keeps them): nothing
         is computed from them but what pruning saved.
@@ -112,6 +119,7 @@ class PrunedWavLMConfig(PretrainedConfig):
         feat_proj_dropout: float = 0.1,
         layer_norm_eps: float = 1e-5,
         initializer_range: float = 0.02,
+        ranks: Mapping[str, int] | None = None,
         dense_sizes: Mapping[str, Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -143,6 +151,7 @@ class PrunedWavLMConfig(PretrainedConfig):
         self.feat_proj_dropout = feat_proj_dropout
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
+        self.ranks = dict(ranks or {})
         self.dense_sizes = dense_sizes and {name: list(sizes) for name, sizes in dense_sizes.items()}
         self._check_shape()
         check_format(kwargs.pop("format_version", FORMAT_VERSION), "The configuration of the WavLM")
@@ -150,6 +159,7 @@ class PrunedWavLMConfig(PretrainedConfig):
         # a sub-layer that is gone has no units: one spelling per shape
         self.remaining_heads = [h if has else [] for h, has in zip(self.remaining_heads, self.has_attention)]
         self.intermediate_sizes = [n if has else 0 for n, has in zip(self.intermediate_sizes, self.has_feed_forward)]
+        self.ranks = {name: rank for name, rank in self.ranks.items() if name in self.linear_layers}
         # what diarization reads
         kwargs.setdefault("output_hidden_states", True)
         super().__init__(**kwargs)
@@ -188,6 +198,12 @@ class PrunedWavLMConfig(PretrainedConfig):
         for index, size in enumerate(self.conv_dim):
             if size < 1:
                 raise InputError(f"conv_dim must be positive, got {size} in convolution {index}.")
+        for name, rank in self.ranks.items():
+            found = _LINEAR.fullmatch(name)
+            if found is None or int(found[1]) >= self.num_hidden_layers:
+                raise InputError(f"ranks must name linear layers of the {self.num_hidden_layers} layers, got {name!r}.")
+            if rank < 1:
+                raise InputError(f"ranks must be positive, got {rank} of {name}.")
         if self.feat_extract_norm not in ("group", "layer"):
             raise InputError(f"feat_extract_norm must be 'group' or 'layer', got {self.feat_extract_norm!r}.")
 
@@ -212,12 +228,27 @@ class PrunedWavLMConfig(PretrainedConfig):
         return any(self.remaining_heads)
 
     @property
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of each linear layer of the Transformer that may have a low rank, by name"""
+        width, layers = self.hidden_size, {}
+        for index, (heads, units) in enumerate(zip(self.remaining_heads, self.intermediate_sizes)):
+            name, inner = f"encoder.layers.{index}", len(heads) * self.head_dim
+            if heads:
+                layers[f"{name}.attention.qkv_proj"] = (width, 3 * inner)
+                layers[f"{name}.attention.out_proj"] = (inner, width)
+            if units:
+                layers[f"{name}.feed_forward.intermediate_dense"] = (width, units)
+                layers[f"{name}.feed_forward.output_dense"] = (units, width)
+        return layers
+
+    @property
     def is_dense(self) -> bool:
         """Whether the shape is one that `transformers.WavLMConfig` can express."""
         all_heads = list(range(self.num_attention_heads))
         return (
             all(heads == all_heads for heads in self.remaining_heads)
             and all(self.has_feed_forward)
+            and not self.ranks
             and len(set(self.intermediate_sizes)) <= 1
         )
 
@@ -272,6 +303,7 @@ def dense_family(source: str, config: PrunedWavLMConfig) -> tuple[str, PrunedWav
         "remaining_heads": None,
         "has_attention": None,
         "has_feed_forward": None,
+        "ranks": None,
         "intermediate_sizes": max([1, *config.intermediate_sizes]),
         "conv_dim": [max(config.conv_dim)] * len(config.conv_dim),
         **(config.dense_sizes or {}),

@@ -18,6 +18,7 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.wavlm.attention import Attention, BiasOnly
 from pyannote_prune.wavlm.configuration import PrunedWavLMConfig
 from pyannote_prune.wavlm.feature_extractor import FeatureExtractor
+from pyannote_prune.wavlm.low_rank import make_linear
 from pyannote_prune.wavlm.positional import NormalizedConv1d, PositionalConvEmbedding, WeightNorm
 
 
@@ -41,9 +42,10 @@ class FeedForward(nn.Module):
     def __init__(self, config: PrunedWavLMConfig, index: int) -> None:
         super().__init__()
         width, intermediate = config.hidden_size, config.intermediate_sizes[index]
-        self.intermediate_dense = nn.Linear(width, intermediate) if intermediate else None
+        first, last = (f"encoder.layers.{index}.feed_forward.{name}_dense" for name in ("intermediate", "output"))
+        self.intermediate_dense = make_linear(config, first, width, intermediate) if intermediate else None
         self.intermediate_dropout = nn.Dropout(config.activation_dropout)
-        self.output_dense = nn.Linear(intermediate, width) if intermediate else BiasOnly(width)
+        self.output_dense = make_linear(config, last, intermediate, width) if intermediate else BiasOnly(width)
         self.output_dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,14 +135,18 @@ class Encoder(nn.Module):
         frame = torch.arange(num_frames, device=by_distance.device)
         return by_distance[:, frame - frame[:, None] + num_frames - 1]
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> BaseModelOutput:
-        """(batch, frames, hidden_size), and which frames count, (batch, frames) -> all hidden states"""
+    def embed(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Input of the first layer: (batch, frames, hidden_size) -> same shape"""
         if mask is not None:
             x = x * mask.unsqueeze(-1)
         x = x + self.pos_conv_embed(x)
         if not self.config.do_stable_layer_norm:
             x = self.layer_norm(x)
-        x = self.dropout(x)
+        return self.dropout(x)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> BaseModelOutput:
+        """(batch, frames, hidden_size), and which frames count, (batch, frames) -> all hidden states"""
+        x = self.embed(x, mask)
         position_bias = self.position_bias(x.shape[1])
         hidden_states = [x]
         for layer in self.layers:
