@@ -46,7 +46,7 @@ def _compress(config: DictConfig, check: bool) -> None:
     recipe = training.Recipe(
         finetune=_stage(config, config.get("finetune")),
         prune=[_stage(config, phase) for phase in config.prune],
-        distil=_stage(config, config.distil),
+        distil=_stage(config, config.get("distil")),
         finetune_pruned=_stage(config, config.get("finetune_pruned")),
         average=config.average,
         average_finetuned=config.average_finetuned,

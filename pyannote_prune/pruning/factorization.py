@@ -80,7 +80,9 @@ def factorize(
     thresholds = torch.cat([torch.zeros(1, dtype=torch.float64), *(part.values for part in parts.values())]).unique()
     least = sparsity(config_at(float(thresholds[-1])))
     if target > least:
-        raise InputError(f"A sparsity of {target:.1%} in {objective} is out of reach: rank 1 everywhere gives {least:.1%}.")
+        raise InputError(
+            f"A sparsity of {target:.1%} in {objective} is out of reach: rank 1 everywhere gives {least:.1%}."
+        )
     low, high = 0, len(thresholds) - 1
     while high - low > 1:
         middle = (low + high) // 2

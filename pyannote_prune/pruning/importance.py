@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pyannote_prune.errors import InputError
 from pyannote_prune.pruning.controller import SparsityController
 from pyannote_prune.pruning.cost import SAMPLE_RATE, total_cost
-from pyannote_prune.pruning.gates import Gates, HardConcrete, attach_gates, detach_gates
+from pyannote_prune.pruning.gates import Gates, attach_gates, detach_gates
+from pyannote_prune.pruning.hard_concrete import HardConcrete
 from pyannote_prune.wavlm import PrunedWavLMModel
 
 METHODS = ("taylor", "fluctuation", "magnitude", "random")
@@ -298,9 +299,7 @@ def _watching(model: PrunedWavLMModel) -> Iterator[dict[tuple[str, int], _Moment
 
 
 @torch.no_grad()
-def _fluctuation(
-    model: PrunedWavLMModel, gates: Gates, chunks: Iterable[Any]
-) -> dict[tuple[str, int], Tensor]:
+def _fluctuation(model: PrunedWavLMModel, gates: Gates, chunks: Iterable[Any]) -> dict[tuple[str, int], Tensor]:
     number = 0
     with _watching(model) as moments:
         for waveforms in chunks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,13 +102,13 @@ def _restore_convolutions(
     mine: Any = compact.feature_extractor.conv_layers
     theirs: Any = dense.feature_extractor.conv_layers
     for index in range(1, len(mine)):
-        if len(channels[index - 1]) == theirs[index - 1].conv.out_channels and not _changed(channels[: index - 1], theirs):
-            continue
+        if all(len(kept) == layer.conv.out_channels for kept, layer in zip(channels[:index], theirs)):
+            continue  # nothing that it reads has changed
         conv, wanted = mine[index].conv, theirs[index].conv
         kernel, stride = conv.kernel_size[0], conv.stride[0]
         regression = Regression(conv.in_channels * kernel, conv.out_channels, conv.weight.device)
         for waveforms in chunks:
-            x, y = waveforms.to(conv.weight).unsqueeze(1), waveforms.to(conv.weight).unsqueeze(1)
+            x = y = waveforms.to(conv.weight).unsqueeze(1)
             for mine_before, theirs_before in zip(mine[:index], theirs[:index]):
                 x, y = mine_before(x), theirs_before(y)
             residual = wanted(y)[:, channels[index]] - conv(x)
@@ -119,10 +120,6 @@ def _restore_convolutions(
         conv.weight += weight.view_as(conv.weight).to(conv.weight)
         if conv.bias is not None:
             conv.bias += bias.to(conv.bias)
-
-
-def _changed(channels: Sequence[Tensor], layers: Any) -> bool:
-    return any(len(kept) < layer.conv.out_channels for kept, layer in zip(channels, layers))
 
 
 def _restore_projection(
@@ -137,28 +134,26 @@ def _restore_projection(
     _change(mine.projection, regression, ridge)
 
 
-def _restore_layers(
-    compact: PrunedWavLMModel, dense: PrunedWavLMModel, chunks: Sequence[Tensor], ridge: float
-) -> None:
+def _restore_layers(compact: PrunedWavLMModel, dense: PrunedWavLMModel, chunks: Sequence[Tensor], ridge: float) -> None:
     mine = [compact.encoder.embed(compact.local_features(waveforms.to(compact.device))) for waveforms in chunks]
     theirs = [dense.encoder.embed(dense.local_features(waveforms.to(dense.device))) for waveforms in chunks]
     layer: Any
     other: Any
     for layer, other in zip(compact.encoder.layers, dense.encoder.layers):
         for first, output in ((True, "out_proj"), (False, "output_dense")):
+            run, run_other = partial(_half, compact, layer, first), partial(_half, dense, other, first)
+            wanted = [run_other(stream) for stream in theirs]
             part = layer.attention if first else layer.feed_forward
             if part is not None:
                 module = getattr(part, output)
                 # of a product, the second layer
                 module = getattr(module, "up", module)
-                wanted = [_half(dense, other, stream, first) for stream in theirs]
-                regression = _residuals(module, lambda x: _half(compact, layer, x, first), mine, wanted)
-                _change(module, regression, ridge)
-            mine = [_between(layer, _half(compact, layer, stream, first), first) for stream in mine]
-            theirs = [_between(other, _half(dense, other, stream, first), first) for stream in theirs]
+                _change(module, _residuals(module, run, mine, wanted), ridge)
+            mine = [_between(layer, first, run(stream)) for stream in mine]
+            theirs = [_between(other, first, stream) for stream in wanted]
 
 
-def _half(model: PrunedWavLMModel, layer: Any, stream: Tensor, first: bool) -> Tensor:
+def _half(model: PrunedWavLMModel, layer: Any, first: bool, stream: Tensor) -> Tensor:
     """Residual stream after attention, or after the feed-forward network, before the norm of a post-norm layer."""
     if first:
         if layer.attention is None:
@@ -170,7 +165,7 @@ def _half(model: PrunedWavLMModel, layer: Any, stream: Tensor, first: bool) -> T
     return stream + layer.feed_forward(layer.final_layer_norm(stream) if layer.pre_norm else stream)
 
 
-def _between(layer: Any, stream: Tensor, first: bool) -> Tensor:
+def _between(layer: Any, first: bool, stream: Tensor) -> Tensor:
     """What follows a half of a layer: the norm of a post-norm layer."""
     if layer.pre_norm:
         return stream

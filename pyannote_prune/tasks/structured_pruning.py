@@ -8,47 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import WavLMSegmentation, load_segmentation
 from pyannote_prune.models.segmentation import HEAD_KEYS
 from pyannote_prune.pruning import (
+    METHODS,
     UNIT_KINDS,
     Gates,
     HardConcrete,
     SparsityController,
     Units,
     attach_gates,
+    start_from,
     total_cost,
 )
 from pyannote_prune.pruning.controller import check_target
 from pyannote_prune.pruning.cost import SAMPLE_RATE
+from pyannote_prune.tasks.calibration import unit_importance
 from pyannote_prune.tasks.diarization import SpeakerDiarization
+from pyannote_prune.tasks.distillation import distillation_loss
 
-
-def distillation_loss(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], l1_weight: float = 1.0, cosine_weight: float = 1.0
-) -> Tensor:
-    """L1 distance minus cosine similarity, averaged over layers and frames (Han et al., arXiv 2506.18623)
-
-    Parameters
-    ----------
-    student, teacher : sequences of (batch, frames, hidden_size) Tensor
-        Hidden states, layer by layer.
-    l1_weight, cosine_weight : float, optional
-
-    Returns
-    -------
-    loss : scalar Tensor, in float32
-    """
-    losses = []
-    for mine, wanted in zip(student, teacher, strict=True):
-        mine, wanted = mine.float(), wanted.float()
-        similarity = F.cosine_similarity(mine, wanted, dim=-1).mean()
-        losses.append(l1_weight * F.l1_loss(mine, wanted) - cosine_weight * similarity)
-    return torch.stack(losses).mean()
+LOW_RANK = "low-rank"
+PRUNING_METHODS = ("gates", *METHODS, LOW_RANK)
 
 
 def _shapes_of_head(model: WavLMSegmentation) -> dict[str, tuple[int, ...]]:
@@ -102,6 +85,14 @@ class StructuredPruning(SpeakerDiarization):
         Initial probability of a gate being closed. Defaults to 0.01.
     multiple_of : int, optional
         Round surviving widths to a multiple, for tensor cores. Defaults to 1.
+    method : {"gates", "taylor", "fluctuation", "magnitude", "random", "low-rank"}, optional
+        How units are chosen: "gates" (default) are trained; "low-rank" removes none, but lowers the rank of linear
+        layers; the others are measures of [`importance`][pyannote_prune.pruning.importance.importance]. Only
+        `compress` knows methods without training.
+    start : {"taylor", "fluctuation", "magnitude", "random"}, optional
+        Importance by which gates are likelier to be open from the start. Defaults to none: all alike.
+    num_chunks : int, optional
+        Number of training chunks that importance, and refitting without training, are measured on. Defaults to 256.
     lr, gate_lr : float, optional
         Learning rates of the weights (2e-4), and of gates and multipliers (2e-2).
     max_nan_steps : int, optional
@@ -131,6 +122,9 @@ class StructuredPruning(SpeakerDiarization):
         diarization_weight: float = 0.0,
         drop_rate: float = 0.01,
         multiple_of: int = 1,
+        method: str = "gates",
+        start: str | None = None,
+        num_chunks: int = 256,
         lr: float = 2e-4,
         gate_lr: float = 2e-2,
         max_nan_steps: int = 10,
@@ -173,10 +167,19 @@ class StructuredPruning(SpeakerDiarization):
         self.diarization_weight = diarization_weight
         self.drop_rate = drop_rate
         self.multiple_of = multiple_of
+        self.method = method
+        self.start = start
+        self.num_chunks = num_chunks
         self.lr = lr
         self.gate_lr = gate_lr
         self.max_nan_steps = max_nan_steps
         self.num_nan_steps = 0
+        if method not in PRUNING_METHODS:
+            raise InputError(f"method must be one of {', '.join(PRUNING_METHODS)}, got {method!r}.")
+        if start is not None and (start not in METHODS or method != "gates"):
+            raise InputError(f"start must be one of {', '.join(METHODS)}, with method=gates, got {start!r}.")
+        if num_chunks < 1:
+            raise InputError(f"num_chunks must be 1 or more, got {num_chunks}.")
         if target is not None:  # at the door, rather than once the data is prepared
             check_target(target, objective)
             Gates(teacher.wavlm.config, self.kinds, drop_rate, multiple_of)
@@ -204,6 +207,8 @@ class StructuredPruning(SpeakerDiarization):
         student.head.eval()
         if self.target is not None and not hasattr(student.wavlm, "gates"):
             gates = Gates(student.wavlm.config, self.kinds, self.drop_rate, self.multiple_of)
+            if self.start is not None:
+                start_from(gates, unit_importance(self, gates, self.start))
             attach_gates(student.wavlm, gates.to(student.device))
             student.sparsity = self._controller(gates, self.warmup_steps or 0).to(student.device)
 

@@ -37,6 +37,10 @@ def check_task(model: Model, task: Task, options: TrainingOptions, name: str) ->
     InputError
     """
     if isinstance(task, StructuredPruning):
+        if task.method != "gates":
+            raise InputError(
+                f"method={task.method} prunes without training: `compress` knows it, with recipe=one-shot."
+            )
         task.check_student(model)
         if task.target is not None:
             task.check_target(model, task.kinds)
@@ -126,8 +130,9 @@ def check_recipe(
             kinds += [kind for kind in task.kinds if kind not in kinds]
             _check_phase(task, model, kinds, reached)
         stages.append((f"prune.{number}", task, phase, None))
-    with _naming("distil"):
-        stages.append(("distil", pruning(recipe.distil, teacher, target=None), recipe.distil, recipe.average))
+    if recipe.distil is not None:
+        with _naming("distil"):
+            stages.append(("distil", pruning(recipe.distil, teacher, target=None), recipe.distil, recipe.average))
     if recipe.finetune_pruned is not None:
         with _naming("finetune_pruned"):
             task = finetuning(recipe.finetune_pruned)

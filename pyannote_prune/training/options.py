@@ -78,8 +78,9 @@ class Recipe:
     prune : sequence of Stage, optional
         Phases of pruning, the `target` in the task of each. Defaults to one, to 80 % of the parameters.
     distil : Stage, optional
+        None to leave out distillation.
     finetune_pruned : Stage, optional
-        None to end with distillation.
+        None to leave out the last fine-tuning.
     average : int, optional
         Number of the best checkpoints that are averaged, of pruning and of distillation. Defaults to 5.
     average_finetuned : int, optional
@@ -90,7 +91,7 @@ class Recipe:
 
     finetune: Stage | None = field(default_factory=lambda: _stage(20, patience=5))
     prune: Sequence[Stage] = field(default_factory=lambda: (_stage(30, target=0.8),))
-    distil: Stage = field(default_factory=lambda: _stage(20))
+    distil: Stage | None = field(default_factory=lambda: _stage(20))
     finetune_pruned: Stage | None = field(default_factory=lambda: _stage(20, patience=5))
     average: int = 5
     average_finetuned: int = 1

@@ -8,6 +8,7 @@ from pyannote.audio import Model
 from pyannote.audio.core.task import Task
 
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
+from pyannote_prune.tasks.structured_pruning import LOW_RANK
 from pyannote_prune.training.options import TrainingOptions
 
 # weights in float32, and the two moments that Adam keeps of each
@@ -31,6 +32,9 @@ def describe_stage(
     checkpoints : int or None
         Number of checkpoints to keep, besides the last one; None for one of each epoch.
     """
+    if isinstance(task, StructuredPruning) and task.method != "gates":
+        what = "" if task.method == LOW_RANK else f", of {', '.join(task.kinds)}"
+        return f"{name}: {task.method}, on {task.num_chunks} chunks; target {task.target:.0%} of {task.objective}{what}"
     trainer = options.trainer
     epochs = trainer.get("max_epochs")
     parts = []

@@ -132,7 +132,8 @@ def compress(
     result = dense
     for number, phase in enumerate(recipe.prune, start=1):
         result = run_stage(directory / f"2-prune-{number}", pruned(result, phase))
-    result = run_stage(directory / "3-distil", distilled(result, recipe.distil))
+    if recipe.distil is not None:
+        result = run_stage(directory / "3-distil", distilled(result, recipe.distil))
     if recipe.finetune_pruned is not None:
         result = run_stage(directory / "4-finetune", tuned(result, recipe.finetune_pruned, recipe.new_head))
     if rank_zero_only.rank == 0 and not pipeline.exists():

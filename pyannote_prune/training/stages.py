@@ -9,15 +9,20 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from pyannote.audio import Model
 from torch import Tensor
 
+from pyannote_prune.inference.devices import find_device
 from pyannote_prune.models import WavLMSegmentation, load_model, save_checkpoint
-from pyannote_prune.pruning import SparsityController, cut
+from pyannote_prune.models.audio import Audio
+from pyannote_prune.pruning import SparsityController, cut, detach_gates, factorize, one_shot, total_cost
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
+from pyannote_prune.tasks.calibration import training_chunks, unit_importance
+from pyannote_prune.tasks.structured_pruning import LOW_RANK
 from pyannote_prune.training.averaging import after_the_peak, average_checkpoints
 from pyannote_prune.training.fitting import KEPT, fit
 from pyannote_prune.training.options import TrainingOptions
@@ -71,7 +76,9 @@ def finetune(model: Model, task: SpeakerDiarization, options: TrainingOptions, f
 def prune(
     student: WavLMSegmentation, task: StructuredPruning, options: TrainingOptions, folder: Path, average: int
 ) -> Model:
-    """A compact model: the average of the best epochs on target, settled and cut"""
+    """A compact model: the average of the best epochs on target, settled and cut; or pruned without training"""
+    if task.method != "gates":
+        return prune_at_once(student, task)
     fit(student, task, folder, options, keep=-1, score=_DISTILLATION)
     epochs = _scores(folder)
     on_target = math.ceil(student.sparsity.warmup_steps / task.steps_per_epoch) - 1
@@ -79,6 +86,33 @@ def prune(
     student.load_state_dict(average_checkpoints([epochs[epoch][0] for epoch in chosen]))
     settle(student.sparsity, folder)
     return student.with_backbone(cut(student.wavlm))
+
+
+def prune_at_once(student: WavLMSegmentation, task: StructuredPruning) -> Model:
+    """A compact model, whose units are chosen by importance, or whose layers have a low rank, refitted"""
+    student.task = task
+    student.audio = Audio(sample_rate=student.hparams.sample_rate, mono="downmix")
+    student.to(find_device("auto"))
+    student.prepare_data()
+    student.setup()
+    controller, gates = student.sparsity, detach_gates(student.wavlm)
+    del student.sparsity
+    batches = training_chunks(task)
+    waveforms = [batch["X"][:, 0] for batch in batches]
+    shared: dict[str, Any] = {
+        "target": controller.target,
+        "objective": controller.objective,
+        "num_samples": controller.num_samples,
+        "reference": total_cost(task.teacher.wavlm.config, num_samples=controller.num_samples),
+    }
+    if task.method == LOW_RANK:
+        backbone = factorize(student.wavlm, waveforms, **shared)
+    else:
+        scores = unit_importance(task, gates, task.method, batches)
+        backbone = one_shot(
+            student.wavlm, waveforms, kinds=task.kinds, scores=scores, multiple_of=task.multiple_of, **shared
+        )
+    return student.with_backbone(backbone).cpu()
 
 
 def distil(

@@ -28,9 +28,7 @@ class LowRankLinear(nn.Sequential):
         return self.up.bias
 
 
-def make_linear(
-    config: PrunedWavLMConfig, name: str, in_features: int, out_features: int
-) -> nn.Linear | LowRankLinear:
+def make_linear(config: PrunedWavLMConfig, name: str, in_features: int, out_features: int) -> nn.Linear | LowRankLinear:
     """Linear layer of a backbone, by its name: of low rank where the configuration gives it one"""
     rank = config.ranks.get(name)
     if rank is None:

@@ -45,7 +45,9 @@ def silence(model, kind, index, units):
             layers = model.feature_extractor.conv_layers
             layers[index + 1].conv.weight[:, units] = 0
         elif kind == "heads":
-            columns = [unit * model.config.head_dim + offset for unit in units for offset in range(model.config.head_dim)]
+            columns = [
+                unit * model.config.head_dim + offset for unit in units for offset in range(model.config.head_dim)
+            ]
             model.encoder.layers[index].attention.out_proj.weight[:, columns] = 0
         else:
             model.encoder.layers[index].feed_forward.output_dense.weight[:, units] = 0
@@ -223,10 +225,8 @@ def test_restoration_brings_back_what_can_be(norm):
             packed = layer.attention.qkv_proj
             for tensor in (packed.weight, packed.bias):
                 parts = tensor.unflatten(0, (3, -1))
-                parts[2, 24:] = parts[2, 16:24]
-                parts[0, 24:], parts[1, 24:] = 0, 0
-                parts[0, 16:24], parts[1, 16:24] = 0, 0
-            layer.attention.gru_rel_pos_linear.weight.zero_()
+                parts[:, 24:] = parts[:, 16:24]
+        # without biases, which every head has of its own
         model.encoder.rel_attn_embed.weight.zero_()
     chunks, waveforms = chunks_of(count=6, samples=16000), torch.randn(2, 8000)
     keep = {("heads", index): torch.tensor([1.0, 1.0, 1.0, 0.0]) for index in range(2)}
@@ -261,7 +261,7 @@ def test_regression_is_that_of_numpy():
 @settings(deadline=None, max_examples=25)
 @given(config=shapes(channels=(2, 9)), share=st.floats(0.05, 0.9))
 def test_low_rank_of_any_shape(config, share):
-    model = noisy_backbone(config)
+    model = noisy_backbone(config, scale=0.1)
     chunks, waveforms = chunks_of(count=2), torch.randn(2, 6000)
     every = {name: 1 for name, (ins, outs) in config.linear_layers.items() if ins * outs // (ins + outs) > 1}
     whole = total_cost(config).params

@@ -22,12 +22,12 @@ from pyannote_prune.wavlm.configuration import dense_family
 from tests.strategies import shapes
 
 
-def noisy_backbone(config, seed=0):
+def noisy_backbone(config, seed=0, scale=0.2):
     torch.manual_seed(seed)
     model = PrunedWavLMModel(config).eval()
     with torch.no_grad():  # biases and norms start at 0 and 1, which would hide mistakes
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(scale * torch.randn_like(parameter))
     return model
 
 
