@@ -77,6 +77,8 @@ def importance(
     check_method(method)
     if method == "taylor" and loss is None:
         raise InputError("method taylor needs a loss: a function of a chunk.")
+    if not any(True for _ in _each(gates)):
+        return {}
     was_training = model.training
     model.eval()
     try:
