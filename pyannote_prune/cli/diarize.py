@@ -1,28 +1,32 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress, TaskID
 
 from pyannote_prune.cli.arguments import Device, Pipeline, Revision, Token
-from pyannote_prune.errors import InputError, debugging, describe, full_traceback, interruptible, is_expected
+from pyannote_prune.cli.bars import corpus_bar, step_bars
+from pyannote_prune.errors import InputError, interruptible
 
 if TYPE_CHECKING:
     from pyannote_prune.corpora.jobs import Job
+
+# of recordings that failed, in the last line
+_MAX_NAMES = 10
 
 
 def diarize(
     audio: Annotated[
         list[str],
         typer.Argument(
-            help="Recordings, folders of recordings at any depth, named pipes, or - for standard input.",
+            help="Recordings, folders of recordings at any depth, lists (.txt, .lst: a path in each line; .jsonl, "
+            ".json: NeMo's), named pipes, or - for standard input.",
             show_default=False,
         ),
     ],
@@ -112,6 +116,34 @@ def diarize(
             help="torch, onnx (ONNX Runtime) or auto: ONNX Runtime for exported pipelines. Default: as in config.yaml."
         ),
     ] = None,
+    num_jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            help="Processes that diarize, each a recording; with --ray, actors. Default: this process, or what the "
+            "cluster has room for.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Diarize on a Ray cluster: its address, `auto` (the one that this machine is part of), or `local`, "
+            "which starts one here.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Of the recordings, a share: 2/10 is the second of ten, as for the jobs of a SLURM array."),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.0, help="Seconds after which a recording is given up. Default: never.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Only recordings that failed before, as the manifest says.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary, only errors.")] = False,
 ) -> None:
     """Find out who spoke when: RTTM, JSON, labels of Audacity, subtitles, tables, pictures.
@@ -133,25 +165,25 @@ def diarize(
         raise InputError("--channel each names speakers by channel: leave out --voices and --same-names.")
     if voice_threshold is not None and voices is None and not same_names:
         raise InputError("--voice-threshold is for --voices and --same-names: give one of them.")
+    for option, given in {"--jobs": num_jobs, "--ray": ray, "--timeout": timeout, "--shard": shard}.items():
+        if given is not None and same_names:
+            raise InputError(f"--same-names compares the voices of all recordings in one process: leave out {option}.")
+        if given is not None and output is None:
+            raise InputError(f"{option} needs --output DIR, the directory of the results.")
+    if retry_failed and (output is None or overwrite):
+        raise InputError("--retry-failed reads the manifest in --output DIR, which --overwrite does not.")
     if output is not None and output.exists() and not output.is_dir():
         raise InputError(f"--output must be a directory, {output} is a file.")
 
-    from pyannote_prune import embedded_pipeline
-    from pyannote_prune.corpora.jobs import find_jobs, writing
-    from pyannote_prune.models.audio import Audio
+    from pyannote_prune.corpora.cluster import diarize_on_ray
+    from pyannote_prune.corpora.diarizer import Diarizer
+    from pyannote_prune.corpora.jobs import find_jobs, take_shard
+    from pyannote_prune.corpora.manifest import Manifest
+    from pyannote_prune.corpora.sequence import diarize_in_turn, diarize_linked
+    from pyannote_prune.corpora.workers import diarize_in_processes
     from pyannote_prune.pipelines.bounds import check_bounds
-    from pyannote_prune.pipelines.channels import diarize_channels
-    from pyannote_prune.pipelines.enrollment import load_voices
-    from pyannote_prune.pipelines.identification import (
-        DEFAULT_THRESHOLD,
-        check_threshold,
-        describe_voices,
-        identify,
-        link_speakers,
-    )
-    from pyannote_prune.pipelines.output import FORMATS
-    from pyannote_prune.pipelines.parameters import parse_settings, set_parameters
-    from pyannote_prune.pipelines.pretrained import load_pipeline
+    from pyannote_prune.pipelines.identification import DEFAULT_THRESHOLD, check_threshold
+    from pyannote_prune.pipelines.parameters import parse_settings
     from pyannote_prune.reports.player import PAGE, write_player
     from pyannote_prune.reports.tables import summary_table
     from pyannote_prune.reports.timeline import plot_timeline
@@ -163,106 +195,86 @@ def diarize(
     parameters |= parse_settings(settings) | ({} if threshold is None else {"clustering.threshold": threshold})
     every = find_jobs(audio)
     _check(formats, plot, output, len(every))
-    extensions = [*(FORMATS[name].extension for name in formats), *([] if plot is None else [plot])]
-    jobs = every
-    if output is not None:
-        for target in (job.target(output, extension) for job in every for extension in extensions):
-            if target.is_dir():
-                raise InputError(f"{target} is a directory, but a file goes there: remove or rename it.")
-        if not overwrite:
-            jobs = [job for job in every if not all(job.target(output, each).is_file() for each in extensions)]
-            if len(jobs) < len(every) and not quiet:
-                told = f"{len(every) - len(jobs)} of {len(every)} recordings are finished already in {output}"
-                what = "diarized again for --same-names" if same_names and jobs else "--overwrite to diarize them again"
-                typer.echo(f"{told} ({what}).", err=True)
-            if not jobs:
-                return
-            if same_names:
-                jobs = every
-    pipeline = str(embedded_pipeline()) if pipeline is None else pipeline
-    loaded = load_pipeline(pipeline, device, revision, token, backend)
-    set_parameters(loaded, parameters)
-    needs = {"--exclusive": exclusive, "--voices": voices is not None, "--same-names": same_names}
-    for option in (option for option, given in needs.items() if given and getattr(loaded, "legacy", False)):
-        raise InputError(f"{option} is not possible with {pipeline}: set `legacy: false` in its config.yaml.")
-    enrolled = None if voices is None else load_voices(voices, loaded)
+    every = every if shard is None else take_shard(every, shard)
+    diarizer = Diarizer(
+        pipeline,
+        device,
+        num_speakers=num_speakers,
+        min_speakers=min_speakers,
+        max_speakers=max_speakers,
+        channel=channel if channel in (None, "each") else int(channel),
+        exclusive=exclusive,
+        parameters=parameters,
+        voices=voices,
+        voice_threshold=voice_threshold,
+        formats=tuple(dict.fromkeys(formats)),
+        embeddings=same_names,
+        draw=None if plot is None else (plot, write_player if plot == PAGE else plot_timeline),
+        revision=revision,
+        token=token,
+        backend=backend,
+    )
+    jobs, manifest = every, None
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--output {output} could not be created ({error.strerror}).") from None
+        manifest = Manifest(output, diarizer.made_by(), diarizer.extensions, shard)
+        jobs = manifest.unfinished(every, overwrite, retry_failed)
+        if len(jobs) < len(every) and not quiet:
+            told = f"{len(every) - len(jobs)} of {len(every)} recordings are finished already in {output}"
+            if retry_failed:
+                told = f"{len(jobs)} of {len(every)} recordings failed before"
+            what = "diarized again for --same-names" if same_names and jobs else "--overwrite to diarize them again"
+            typer.echo(told + ("." if retry_failed else f" ({what})."), err=True)
+        if not jobs:
+            return
+        if same_names:
+            jobs = every
 
     console = Console(stderr=True, highlight=False)
     failed: list[Job] = []
     done = len(every) - len(jobs)
-    waiting: list[tuple[Job, dict[str, Any], Any, float]] = []
-    with interruptible(lambda: f"{done} of {len(every)} recordings are"):
+    number = count(1)
 
-        def write(job: Job, file: dict[str, Any], result: Any, duration: float) -> None:
-            nonlocal done
-            kind = "exclusive_speaker_diarization" if exclusive else "speaker_diarization"
-            diarization = getattr(result, kind, result)
-            heard = describe_voices(result, enrolled) if same_names or enrolled is not None else None
-            for name in dict.fromkeys(formats):
-                text = FORMATS[name].write(diarization, duration, **({"voices": heard} if name == "json" else {}))
-                if output is None:
-                    sys.stdout.write(text)
-                    sys.stdout.flush()
-                else:
-                    with writing(job.target(output, FORMATS[name].extension)) as part:
-                        part.write_text(text, encoding="utf-8")
-            if output is not None and plot is not None:
-                waveform, sample_rate = Audio(mono="downmix")(file)
-                with writing(job.target(output, plot)) as part:
-                    draw = write_player if plot == PAGE else plot_timeline
-                    draw(diarization, waveform[0].numpy(), sample_rate, part)
-            done += 1
-            if not quiet:
-                console.print(summary_table(diarization, duration))
+    def watch(job: Job) -> AbstractContextManager[Callable[..., None]]:
+        title = job.uri if len(jobs) == 1 else f"{job.uri} ({next(number)} of {len(jobs)})"
+        return step_bars(console, title, hidden=quiet)
 
-        for number, job in enumerate(jobs, start=1):
-            title = job.uri if len(jobs) == 1 else f"{job.uri} ({number} of {len(jobs)})"
-            try:
-                file = job.open()
-                if channel is not None and channel != "each":
-                    file["channel"] = int(channel)
-                with _progress(console, title, hidden=quiet) as hook:
-                    bounds = {
-                        "num_speakers": num_speakers,
-                        "min_speakers": min_speakers,
-                        "max_speakers": max_speakers,
-                    }
-                    if channel == "each":
-                        result = diarize_channels(loaded, file, hook=hook, **bounds)
-                    else:
-                        result = loaded(file, hook=hook, **bounds)
-                if enrolled is not None:
-                    result = identify(result, enrolled, voice_threshold)
-                if same_names:
-                    link_speakers([result])  # what has no embeddings is refused before the others are diarized
-                duration = Audio().get_duration(file)
-            except Exception as error:  # as many as there are decoders: other recordings depend on going on
+    several = ray is not None or num_jobs is not None or timeout is not None
+    if ray is not None:
+        outcomes = diarize_on_ray(diarizer, jobs, ray, num_jobs, timeout)
+    elif several:
+        outcomes = diarize_in_processes(diarizer, jobs, num_jobs or 1, timeout)
+    else:
+        outcomes = (diarize_linked if same_names else diarize_in_turn)(diarizer, jobs, watch)
+    bar = corpus_bar(console, len(jobs), hidden=quiet or not several)
+    with interruptible(lambda: f"{done} of {len(every)} recordings are"), closing(outcomes), bar as advance:
+        for job, outcome in outcomes:
+            advance(outcome.duration)
+            if manifest is not None:
+                manifest.record(job, outcome)
+            if outcome.error is not None:
                 failed.append(job)
-                where = "" if isinstance(error, InputError) else f"{job.path}: "
-                if debugging() or not is_expected(error):
-                    typer.echo(full_traceback(error), err=True, nl=False)
-                typer.echo(f"Error: {where}{describe(error)}", err=True)
+                if outcome.trace is not None:
+                    typer.echo(outcome.trace, err=True, nl=False)
+                where = "" if str(job.path) in outcome.error else f"{job.path}: "
+                typer.echo(f"Error: {where}{outcome.error}", err=True)
                 continue
-
-            if same_names:
-                waiting.append((job, file, result, duration))
-            else:
-                write(job, file, result, duration)
-        linked = link_speakers(
-            [result for *_, result, _ in waiting], () if enrolled is None else enrolled.names, voice_threshold
-        )
-        for (job, file, _, duration), result in zip(waiting, linked):
-            write(job, file, result, duration)
+            if manifest is None:
+                for content in outcome.files.values():
+                    sys.stdout.write(content.decode())
+                    sys.stdout.flush()
+            done += 1
+            if outcome.diarization is not None and not quiet and not several:
+                console.print(summary_table(outcome.diarization, outcome.duration or 0.0))
 
     if failed:
         if len(every) > 1:
-            names = ", ".join(str(job.path) for job in failed)
-            typer.echo(f"{len(failed)} of {len(every)} recordings failed: {names}.", err=True)
+            names = ", ".join(str(job.path) for job in failed[:_MAX_NAMES])
+            more = f" and {len(failed) - _MAX_NAMES} more" if len(failed) > _MAX_NAMES else ""
+            typer.echo(f"{len(failed)} of {len(every)} recordings failed: {names}{more}.", err=True)
         raise typer.Exit(2)
 
 
@@ -289,19 +301,3 @@ def _check(formats: list[str], plot: str | None, output: Path | None, num_record
         raise InputError(f"Several formats ({', '.join(formats)}) need --output DIR, the directory of their files.")
     if num_recordings > 1 and not FORMATS[formats[0]].concatenates:
         raise InputError(f"--format {formats[0]} of several recordings needs --output DIR, a file for each of them.")
-
-
-@contextmanager
-def _progress(console: Console, title: str, hidden: bool) -> Iterator[Callable[..., None]]:
-    """A hook for pipelines that shows a bar per step, while it runs, on terminals."""
-    tasks: dict[str, TaskID] = {}
-    with Progress(console=console, transient=True, disable=hidden or not console.is_terminal) as bars:
-
-        def hook(step: str, artifact: object, completed: int | None = None, total: int | None = None, **_: Any) -> None:
-            if step not in tasks:
-                tasks[step] = bars.add_task(escape(f"{title}: {step.replace('_', ' ')}"), total=None)
-            # without numbers, the step is done
-            done = completed is None
-            bars.update(tasks[step], completed=1 if done else completed, total=1 if done else total)
-
-        yield hook

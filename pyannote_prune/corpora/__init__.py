@@ -1,1 +1,5 @@
-"""Lists of recordings, and the files with their results."""
+"""Many recordings: lists, results, processes and machines."""
+
+from pyannote_prune.corpora.diarizer import Diarizer
+
+__all__ = ["Diarizer"]

@@ -13,10 +13,13 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pyannote_prune.corpora.lists import LISTS, Entry, read_list
 from pyannote_prune.errors import InputError
-from pyannote_prune.models.audio import find_recordings
+from pyannote_prune.models.audio import Audio, find_recordings
 
 STANDARD_INPUT = "-"
+# seconds by which the duration in a list may be wrong
+TOLERANCE = 0.5
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -32,11 +35,22 @@ class Job:
         Its name, without spaces: a field of RTTM.
     stem : PurePosixPath
         Of the files that are written about it, relative to their directory, without extension.
+    num_speakers : int, optional
+        Number of speakers, if a list says so.
+    duration : float, optional
+        Seconds, if a list says so.
     """
 
     path: Path
     uri: str
     stem: PurePosixPath
+    num_speakers: int | None = None
+    duration: float | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it can be read once only, and by this process only."""
+        return str(self.path) == STANDARD_INPUT or self.path.is_fifo()
 
     def open(self) -> dict[str, Any]:
         """The recording as a pyannote file: that of standard input and of a named pipe is read into memory
@@ -53,6 +67,13 @@ class Job:
             audio = BytesIO(self.path.read_bytes())
         elif not self.path.is_file():
             raise InputError(f"No such recording: {self.path}.")
+        if self.duration is not None:
+            real = Audio().get_duration(audio)
+            if abs(real - self.duration) > TOLERANCE:
+                raise InputError(
+                    f"{self.path} lasts {real:.1f} s, its list says {self.duration:.1f} s: recordings are diarized "
+                    "as a whole, cut it first."
+                )
         if isinstance(audio, BytesIO) and not audio.getbuffer().nbytes:
             raise InputError(f"{self.path} is empty: it has no samples.")
         return {"audio": audio, "uri": self.uri}
@@ -71,7 +92,8 @@ def find_jobs(given: Sequence[str]) -> list[Job]:
     Parameters
     ----------
     given : sequence of str
-        Files, folders, named pipes, and "-" for standard input. One that is given twice is one recording.
+        Files, folders, lists as `read_list` takes them, named pipes, and "-" for standard input. One that is given
+        twice is one recording.
 
     Raises
     ------
@@ -79,12 +101,18 @@ def find_jobs(given: Sequence[str]) -> list[Job]:
         When one is a URL, when a folder holds no recording, or when two recordings would have one name.
     """
     bases: dict[Path, Path] = {}
+    about: dict[Path, Entry] = {}
     for name in given:
         if _URL.match(name):
             raise InputError(f"{name} is a URL: download the recording, and give its file or `-` for standard input.")
         if name == STANDARD_INPUT and sys.stdin.isatty():
             raise InputError("`-` reads a recording from standard input, which is a terminal: redirect a file to it.")
         path = Path(name)
+        if path.suffix.lower() in LISTS and path.is_file():
+            for entry in read_list(path):
+                bases.setdefault(entry.path, entry.path.parent)
+                about.setdefault(entry.path, entry)
+            continue
         for found in find_recordings(path) if path.is_dir() else [path]:
             bases.setdefault(found, path if path.is_dir() else path.parent)
     once = {os.path.realpath(path): path for path in reversed(bases)}
@@ -94,14 +122,37 @@ def find_jobs(given: Sequence[str]) -> list[Job]:
     if _repeated(stems.values()):
         shared = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
         stems = {path: _stem(Path(os.path.relpath(os.path.abspath(path), shared))) for path in paths}
-    for stem in _repeated(stems.values()):
+    for stem in _repeated(stems.values())[:1]:
         both = " and ".join(str(path) for path in paths if stems[path] == stem)
         raise InputError(
             f"Several recordings are named {stem.as_posix()!r} ({both}): what is written of them could not be told "
             "apart."
         )
     whole = bool(_repeated(stem.name for stem in stems.values()))
-    return [Job(path, stem.as_posix() if whole else stem.name, stem) for path, stem in stems.items()]
+    return [
+        Job(path, stem.as_posix() if whole else stem.name, stem, *about.get(path, Entry(path))[1:])
+        for path, stem in stems.items()
+    ]
+
+
+def take_shard(jobs: Sequence[Job], shard: str) -> list[Job]:
+    """Every nth recording
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+    shard : str
+        "2/10": the second of ten shards, which hold each recording once.
+
+    Raises
+    ------
+    InputError
+        When it is none.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(f"--shard must be a number and how many there are, from 1/10 to 10/10, got {shard!r}.")
+    return list(jobs[int(found[1]) - 1 :: int(found[2])])
 
 
 @contextmanager
@@ -109,8 +160,12 @@ def writing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place once it is whole; folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.part{path.suffix}")
-    yield part
-    os.replace(part, path)
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _stem(relative: Path) -> PurePosixPath:

@@ -14,13 +14,15 @@ from pyannote_prune.pipelines.directory import CONFIG, check_pipeline
 _COMPUTED_WITH = (".yaml", ".bin", ".ckpt", ".npz", ".onnx", ".safetensors", ".json")
 
 
-def fingerprint(source: str) -> str:
+def fingerprint(source: str, revision: str | None = None, token: str | None = None) -> str:
     """Fingerprint of a pipeline: another one for any other pipeline, and after any change
 
     Parameters
     ----------
     source : str
         Pipeline directory, or hub id.
+    revision, token : str, optional
+        Of the repository on the hub.
 
     Returns
     -------
@@ -38,7 +40,7 @@ def fingerprint(source: str) -> str:
         raise InputError(f"{source} is a file: give the pipeline directory that it is in.")
     if not directory.exists():
         try:
-            config = hf_hub_download(source, CONFIG)
+            config = hf_hub_download(source, CONFIG, revision=revision, token=token)
         except Exception as error:  # the hub's client raises errors of several libraries
             raise InputError(
                 f"{source} is neither a pipeline directory nor a pipeline that could be downloaded from the hub "
