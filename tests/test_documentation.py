@@ -1,6 +1,7 @@
 """Every code block of the documentation is run: small models in place of large ones, no network."""
 
 import io
+import os
 import re
 import shlex
 import shutil
@@ -55,6 +56,8 @@ NOT_RUN = {
     "finetune.trainer.max_epochs=1 prune.0.trainer.max_epochs=1 distil.trainer.max_epochs=1": "trains for minutes",
     "pytest -m cuda": "needs a GPU",
     "pyannote-prune benchmark gpu --output gpu": "needs a GPU",
+    "pyannote-prune compress directory=four protocol=MyDatabase.SpeakerDiarization.MyProtocol registry=database.yml "
+    "task.batch_size=16 trainer.devices=4 trainer.strategy=ddp": "needs four GPUs",
     "hf download pyannote/wespeaker-voxceleb-resnet34-LM pytorch_model.bin --local-dir embedding": "downloads",
 }
 
@@ -102,6 +105,10 @@ def blocks_of(text: str) -> Iterator[Block]:
 
 def briefly(words: list[str]) -> list[str]:
     """A command that does less: of an option that is given twice, the second counts."""
+    for option in ("--jobs", "--ray"):  # processes of their own have tests of their own
+        if option in words:
+            index = words.index(option)
+            words = words[:index] + words[index + 2 :]
     once = [option for option in ("--conversations", "--max-iterations", "--repeats") if option in words]
     return [*words, *(word for option in once for word in (option, "1")), *(["--dry-run"] * (words[0] == "publish"))]
 
@@ -143,7 +150,7 @@ class Reader:
 
     def bash(self, code: str) -> None:
         for line in code.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
+            words = [os.path.expandvars(word) for word in shlex.split(line, comments=True)]
             if words and shlex.join(words) not in NOT_RUN:
                 commands = {
                     "export": self.export,
@@ -151,6 +158,7 @@ class Reader:
                     "pip": self.pip,
                     "pyannote-audio": self.pyannote_audio,
                     "pyannote-prune": self.pyannote_prune,
+                    "srun": lambda words: self.pyannote_prune(words[1:]),
                 }
                 assert words[0] in commands, f"no way to run {line!r}"
                 commands[words[0]](words[1:])
@@ -271,6 +279,8 @@ def reader(run, hub, furnished, tmp_path, monkeypatch) -> Reader:
     """In a directory of its own, in a world where everything is small."""
     shutil.copytree(furnished, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
 
     shutil.copytree(application.config_directory(), tmp_path / "configs")

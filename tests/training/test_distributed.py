@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pyannote_prune.checkpoints import load_backbone
+from pyannote_prune.pruning import total_cost
 from tests.training.conftest import TINY
+from tests.training.test_compress import STAGES, arguments
 
 SCRIPT = """
 import sys
@@ -66,3 +69,30 @@ def test_one_of_two_processes_tells(registry, tmp_path):
     told = (directory / "train.log").read_text()
     assert [told.count(f"run, epoch {epoch} of 2: loss") for epoch in (1, 2)] == [1, 1]
     assert told.count("run: 0.02 h") == 1
+
+
+@pytest.mark.slow
+def test_the_recipe_on_two_processes(registry, untrained, tmp_path):
+    directory = tmp_path / "run"
+    command = [sys.executable, "-m", "pyannote_prune.cli", "compress", *arguments(directory, untrained / "embedding")]
+    command += ["protocol=Tiny.SpeakerDiarization.Conversation", f"registry={registry}"]
+    command += ["trainer.devices=2", "trainer.strategy=ddp"]
+
+    def run():
+        result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return {path.parent.name: path.stat().st_mtime_ns for path in directory.glob("*/model.bin")}
+
+    first = run()
+    assert sorted(first) == sorted(STAGES)
+    told = (directory / "compress.log").read_text()
+    assert [told.count(f"{stage}: finished, ") for stage in STAGES] == [1] * len(STAGES)  # by one process of the two
+    half, pruned = (load_backbone(directory / stage / "model.bin") for stage in ("2-prune-1", "2-prune-2"))
+    assert total_cost(pruned.config).params < total_cost(half.config).params
+    assert (directory / "pipeline" / "config.yaml").is_file()
+
+    # what is finished stays, the rest is resumed
+    (directory / "4-finetune" / "model.bin").unlink()
+    second = run()
+    changed = {stage for stage in STAGES if first[stage] != second[stage]}
+    assert changed == {"4-finetune"}
