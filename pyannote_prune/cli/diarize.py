@@ -259,8 +259,7 @@ def diarize(
                 failed.append(job)
                 if outcome.trace is not None:
                     typer.echo(outcome.trace, err=True, nl=False)
-                where = "" if str(job.path) in outcome.error else f"{job.path}: "
-                typer.echo(f"Error: {where}{outcome.error}", err=True)
+                typer.echo(f"Error: {outcome.error}", err=True)
                 continue
             if manifest is None:
                 for content in outcome.files.values():

@@ -32,7 +32,7 @@ def connect(address: str) -> Any:
     Raises
     ------
     InputError
-        When Ray is not installed, or there is no such cluster.
+        When Ray is not installed, or no cluster is reached or started.
     """
     try:
         import ray
@@ -47,8 +47,8 @@ def connect(address: str) -> Any:
                 ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **quiet)
             else:
                 ray.init(address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(f"There is no Ray cluster at {address} ({describe(error)}).") from error
+        except Exception as error:  # of many kinds, some of no kind of their own
+            raise InputError(f"--ray {address}: no cluster was reached or started ({describe(error)}).") from error
     return ray
 
 

@@ -195,8 +195,9 @@ class Diarizer:
         }
         if self.voices is not None:
             settings |= {"voices": str(self.voices), "voice_threshold": self.voice_threshold}
+        directory = Path(self.source).parent if Path(self.source).is_file() else self.source
         return {
-            "pipeline": fingerprint.fingerprint(self.source, self.revision, self.token),
+            "pipeline": fingerprint.fingerprint(str(directory), self.revision, self.token),
             "settings": {name: value for name, value in settings.items() if value is not None},
         }
 
@@ -299,7 +300,7 @@ class Diarizer:
         InputError
             When the pipeline cannot be loaded.
         """
-        return self._attempt(job.open, job.uri, job.num_speakers, hook)
+        return self._attempt(job.open, job.uri, job.num_speakers, str(job.path), hook)
 
     def __call__(self, batch: Any) -> Any:
         """Diarize a batch of recordings
@@ -334,6 +335,7 @@ class Diarizer:
         open_file: Callable[[], Mapping[str, Any]],
         uri: str,
         num_speakers: int | None,
+        name: str | None = None,
         hook: Callable[..., None] | None = None,
     ) -> Outcome:
         self.setup()
@@ -341,13 +343,14 @@ class Diarizer:
         try:
             return self.render(self.diarize(open_file(), num_speakers, hook))
         except Exception as error:  # as many as there are decoders: other recordings depend on going on
-            return failure(uri, error, time.perf_counter() - begin)
+            return failure(uri, error, time.perf_counter() - begin, name or uri)
 
 
-def failure(uri: str, error: Exception, seconds: float) -> Outcome:
-    """Outcome of a recording that failed."""
+def failure(uri: str, error: Exception, seconds: float, name: str) -> Outcome:
+    """Outcome of a recording that failed, which errors of other libraries may not name."""
     trace = full_traceback(error) if debugging() or not is_expected(error) else None
-    return Outcome(uri, seconds, error=describe(error), trace=trace)
+    where = "" if isinstance(error, InputError) else f"{name}: "
+    return Outcome(uri, seconds, error=f"{where}{describe(error)}", trace=trace)
 
 
 # so that a process which is sent the same diarizer again and again loads its pipeline once

@@ -58,7 +58,7 @@ def diarize_linked(diarizer: Diarizer, jobs: Sequence[Job], watch: Watch) -> Gen
                 diarized = diarizer.diarize(job.open(), job.num_speakers, hook)
             link_speakers([diarized.output])  # what has no embeddings is refused before the others are diarized
         except Exception as error:
-            yield job, failure(job.uri, error, time.perf_counter() - begin)
+            yield job, failure(job.uri, error, time.perf_counter() - begin, str(job.path))
         else:
             waiting.append((job, diarized))
     outputs: list[Any] = [diarized.output for _, diarized in waiting]

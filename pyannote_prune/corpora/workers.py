@@ -150,13 +150,13 @@ def _until_next(running: dict[Future[Any], _Task], timeout: float | None) -> flo
 def _too_slow(task: _Task, timeout: float | None) -> Outcome | None:
     assert task.job is not None
     error = InputError(f"{task.job.path} took longer than the time-out of {timeout:g} s.")
-    return failure(task.job.uri, error, time.monotonic() - task.begin)
+    return failure(task.job.uri, error, time.monotonic() - task.begin, task.job.uri)
 
 
 def _killed(task: _Task, error: Exception) -> Outcome:
     assert task.job is not None
     told = InputError(f"{task.job.path} ended {_ATTEMPTS} processes that worked on it ({task.worker.epitaph(error)}).")
-    return failure(task.job.uri, told, time.monotonic() - task.begin)
+    return failure(task.job.uri, told, time.monotonic() - task.begin, task.job.uri)
 
 
 class Process:
