@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -39,6 +41,7 @@ def connect(address: str) -> Any:
     except ImportError as error:
         raise InputError('--ray needs Ray: pip install "pyannote-prune[ray]".') from error
     if not ray.is_initialized():
+        _look_for(address)
         # without usage statistics, which are sent over the network
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
@@ -50,6 +53,17 @@ def connect(address: str) -> Any:
         except Exception as error:  # of many kinds, some of no kind of their own
             raise InputError(f"--ray {address}: no cluster was reached or started ({describe(error)}).") from error
     return ray
+
+
+def _look_for(address: str) -> None:
+    """Refuse an address where nothing answers: Ray would try for minutes, without a word."""
+    found = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=10).close()
+    except OSError as error:
+        raise InputError(f"--ray {address}: nothing answers there ({describe(error)}).") from error
 
 
 class Actor:
