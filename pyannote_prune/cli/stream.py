@@ -30,10 +30,12 @@ def stream(
     microphone: Annotated[bool, typer.Option("--microphone", help="Listen to the microphone, until Ctrl-C.")] = False,
     pipeline: Pipeline = None,
     latency: Annotated[float, typer.Option(help="Seconds after which turns are final, from 0.2 to 60.")] = 1.0,
-    rate: Annotated[int, typer.Option(help="Samples per second of --microphone and of samples without header.")] = 16000,
+    rate: Annotated[
+        int, typer.Option(help="Samples per second of --microphone and of samples without header.")
+    ] = 16000,
     speed: Annotated[
         float | None,
-        typer.Option(help="Play a recording so many times as fast as it was; 1 is real time. Default: without waiting."),
+        typer.Option(help="Play a recording so many times as fast as it was: 1 is real time. Default: no waiting."),
     ] = None,
     form: Annotated[
         str | None,

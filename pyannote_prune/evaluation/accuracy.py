@@ -42,6 +42,9 @@ _COLUMNS = (
     Column("miss", "miss (%)", ".1f"),
     Column("false_alarm", "false alarm (%)", ".1f"),
     Column("confusion", "confusion (%)", ".1f"),
+)
+# of live diarization
+_LIVE_COLUMNS = (
     Column("changes", "label changes (/min)", ".1f"),
     Column("delay", "delay until final (s)", ".2f"),
 )
@@ -149,7 +152,7 @@ def evaluate(
     without = sum(reference.annotated is None for reference in files)
     if without:
         about["files without UEM"] = without
-    return Results("Diarization error rate", with_values(_COLUMNS, rows), rows, about)
+    return Results("Diarization error rate", (*_COLUMNS, *with_values(_LIVE_COLUMNS, rows)), rows, about)
 
 
 def _system(label: str, source: str, output: Path, told: bool, latency: float | None) -> System:

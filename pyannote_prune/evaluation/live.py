@@ -54,7 +54,9 @@ class LiveFigures:
         return asdict(self)
 
 
-def follow_live(pipeline: Any, file: Mapping[str, Any], latency: float, **bounds: int) -> tuple[Annotation, LiveFigures]:
+def follow_live(
+    pipeline: Any, file: Mapping[str, Any], latency: float, **bounds: int
+) -> tuple[Annotation, LiveFigures]:
     """Push a recording through a session, a tenth of a second at a time
 
     Parameters

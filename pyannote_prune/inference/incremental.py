@@ -97,7 +97,9 @@ def follow_frames(model: Any, stream: FrameStream, samples: Tensor) -> None:
 
 
 @torch.inference_mode()
-def embed_windows(model: Any, stream: FrameStream, masks: np.ndarray, starts: np.ndarray, duration: float) -> np.ndarray:
+def embed_windows(
+    model: Any, stream: FrameStream, masks: np.ndarray, starts: np.ndarray, duration: float
+) -> np.ndarray:
     """Embed all speakers of windows of the last seconds
 
     Parameters
@@ -119,7 +121,9 @@ def embed_windows(model: Any, stream: FrameStream, masks: np.ndarray, starts: np
     frames = torch.cat([stream.frames, stream.newest], 1)
     first = model.receptive_field_center(0) / model.hparams.sample_rate
     step = model.receptive_field_center(1) / model.hparams.sample_rate - first
-    times = first + step * np.arange(stream.num_frames - stream.frames.shape[1], stream.num_frames + stream.newest.shape[1])
+    times = first + step * np.arange(
+        stream.num_frames - stream.frames.shape[1], stream.num_frames + stream.newest.shape[1]
+    )
     weights = place_frames(torch.from_numpy(masks > 0.5), starts, duration, times).to(frames)
     count, size = weights.sum(2), weights.shape[:2]
     weights = weights.flatten(0, 1)

@@ -167,7 +167,7 @@ def _check(samples: Any) -> np.ndarray:
     if not isinstance(samples, np.ndarray) or not (samples.ndim == 1 or (samples.ndim == 2 and len(samples) == 1)):
         shape = tuple(getattr(samples, "shape", ()))
         raise InputError(
-            f"Samples must be an array of one channel, shaped (samples,), got a {type(samples).__name__} of shape {shape}."
+            f"Samples must be an array of one channel, (samples,), got a {type(samples).__name__} of shape {shape}."
         )
     chunk = samples.reshape(-1)
     if chunk.dtype == np.int16:

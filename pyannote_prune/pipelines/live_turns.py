@@ -53,7 +53,9 @@ class LiveTurns:
     last: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=bool))
     final: list[Turn] = field(default_factory=list)
 
-    def advance(self, windows: Sequence[Window], num_names: int, end: int, num_final: int) -> tuple[list[Turn], list[Turn]]:
+    def advance(
+        self, windows: Sequence[Window], num_names: int, end: int, num_final: int
+    ) -> tuple[list[Turn], list[Turn]]:
         """Move on
 
         Parameters
@@ -109,7 +111,7 @@ class LiveTurns:
         """Fill short pauses and leave out short turns, after the first `known` frames."""
         for column in active.T:
             for first, last in _stretches(~column):
-                inside = 0 < first and last < len(column)
+                inside = first > 0 and last < len(column)
                 if inside and last > known and (last - first) * self.step <= self.min_duration_off:
                     column[max(first, known) : last] = True
             for first, last in _stretches(column):

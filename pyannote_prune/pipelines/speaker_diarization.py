@@ -260,8 +260,7 @@ class SpeakerDiarization(WithStreams, WithTurnDurations):
         segmentations = super().get_segmentations(file, hook=hook)
         if self.median_filter is None:
             return segmentations
-        binary = segmentation_inference(self).model.specifications.powerset
-        return smooth(segmentations, self.median_filter, binary)
+        return smooth(segmentations, self.median_filter, segmentation_inference(self).model.specifications.powerset)
 
     def reconstruct(
         self, segmentations: SlidingWindowFeature, hard_clusters: np.ndarray, count: SlidingWindowFeature

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,7 +99,11 @@ class StreamState:
 
 def check_latency(latency: Any, name: str = "latency") -> None:
     """Refuse a latency that no session has, by an `InputError` that names its option"""
-    if isinstance(latency, bool) or not isinstance(latency, Real) or not LEAST_LATENCY <= latency <= MOST_LATENCY:
+    if (
+        isinstance(latency, bool)
+        or not isinstance(latency, (int, float))
+        or not LEAST_LATENCY <= latency <= MOST_LATENCY
+    ):
         raise InputError(f"{name} must be from {LEAST_LATENCY:g} to {MOST_LATENCY:g} seconds, got {latency!r}.")
 
 
@@ -221,7 +225,7 @@ class StreamSession:
         if not state.audio.num_samples:
             raise InputError("There is nothing to finish: no samples were pushed.")
         file = {"waveform": state.audio.whole(), "sample_rate": state.audio.sample_rate, "uri": state.uri}
-        output = self.pipeline(file, **state.bounds)
+        output: Any = self.pipeline(file, **state.bounds)  # type: ignore[arg-type]
         self.end()
         return output
 
@@ -270,9 +274,7 @@ class StreamSession:
             self._embed_frames([each for each in state.recent if each.start + duration > time - CONTEXT - 1.5 * step])
         elif window.binary.any():
             self._embed(window, torch.cat([before, levelled]))
-        state.speakers.assign(state.recent, self.pipeline.clustering.constrained_assignment)
-        if state.speakers.add(window, self.pipeline.clustering):
-            state.speakers.assign(state.recent, self.pipeline.clustering.constrained_assignment)
+        state.speakers.follow(window, state.recent, self.pipeline.clustering)
 
         turns = state.turns
         end = math.floor(time / turns.step + 1e-6)
@@ -297,7 +299,9 @@ class StreamSession:
         binary = scores if powerset else (scores > self.pipeline.segmentation.threshold)
         dimension = speaker_embedding(self.pipeline).dimension  # type: ignore[union-attr]
         embeddings = np.full((scores.shape[1], dimension), np.nan, dtype=np.float32)
-        return Window(start, scores, binary.astype(np.float32), embeddings, np.full(scores.shape[1], NOBODY))
+        names = np.full(scores.shape[1], NOBODY)
+        weight = self.state.speakers.step * self.state.speakers.stride / len(scores)
+        return Window(start, scores, binary.astype(np.float32), embeddings, names, weight)
 
     def _masks(self, windows: list[Window]) -> np.ndarray:
         sliding = SlidingWindow(duration=self.state.speakers.duration, step=self.state.speakers.step)
@@ -311,18 +315,20 @@ class StreamSession:
         masks = self._masks(windows)
         embeddings = embed_windows(self._network, self.state.frames, masks, starts, self.state.speakers.duration)
         for window, own in zip(windows, embeddings):
-            window.embeddings = own
+            window.embed(own)
 
     def _embed(self, window: Window, samples: torch.Tensor) -> None:
         """Embed a window by itself."""
         embedding: Any = speaker_embedding(self.pipeline)
         masks = torch.from_numpy(self._masks([window]))
         if pools_by_speaker(embedding):
-            window.embeddings = embedding(samples[None, None], masks=masks)[0]
+            window.embed(embedding(samples[None, None], masks=masks)[0])
             return
         active = np.flatnonzero(window.binary.any(axis=0))
         waveforms = samples[None, None].expand(len(active), -1, -1)
-        window.embeddings[active] = embedding(waveforms, masks=masks[0, active])
+        embeddings = window.embeddings.copy()
+        embeddings[active] = embedding(waveforms, masks=masks[0, active])
+        window.embed(embeddings)
 
 
 class WithStreams:
