@@ -32,7 +32,7 @@ LEAST_LATENCY, MOST_LATENCY = 0.2, 60.0
 # seconds between two windows, at most
 MOST_STEP = 0.5
 # seconds of context on each side of frames of embeddings
-CONTEXT = 0.96
+CONTEXT = 0.48
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,12 @@ class StreamSession:
         rate, step, duration = state.audio.model_rate, state.speakers.step, state.speakers.duration
         state.num_windows += 1
         time = state.num_windows * len(samples) / rate
-        # of the window, from whose last samples those of this step are
+        if state.num_windows == 1:
+            # nothing comes before the first samples: silence there would make an onset of speech of any noise
+            missing = len(state.windows.samples)
+            state.windows.samples = (
+                levelled.repeat(-(-missing // len(levelled)))[-missing:] if missing else levelled[:0]
+            )
         before = state.windows.samples
         window = self._segment(levelled, time - duration)
         state.recent.append(window)

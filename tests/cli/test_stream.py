@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import sys
 from pathlib import Path
@@ -146,3 +147,25 @@ def test_samples_of_other_kinds_are_refused(tmp_path):
     soundfile.write(tmp_path / "float.wav", np.zeros(100), RATE, subtype="FLOAT")
     with pytest.raises(InputError, match="pcm_s16le"):
         PipedSound(io.BytesIO((tmp_path / "float.wav").read_bytes()), RATE)
+
+
+def test_the_recording_of_a_terminal(run, tmp_path, monkeypatch):
+    """What docs/live.md shows: twelve seconds of the sample conversation, through ffmpeg, in tmux"""
+    page = (Path(__file__).parents[2] / "docs" / "live.md").read_text()
+    (shown,) = re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)
+    samples, rate = soundfile.read(SAMPLE, stop=12 * RATE, dtype="int16")
+    soundfile.write(tmp_path / "part.wav", samples, rate)
+    pipe(monkeypatch, (tmp_path / "part.wav").read_bytes())
+    code, out, err = run("stream", "-")
+    assert code == 0, err
+    expected = lines(shown)
+
+    def told(updates):
+        return [
+            (round(turn["start"], 1), round(turn["end"], 1), turn["speaker"])
+            for each in updates
+            for turn in each["final"]
+        ]
+
+    assert told(lines(out)[:-1])[: len(told(expected[:-1]))] == told(expected[:-1])
+    assert lines(out)[-1]["speakers"] == expected[-1]["speakers"]

@@ -50,11 +50,6 @@ def feed(session, samples, sizes):
     return updates
 
 
-def merged(updates):
-    """Total speech of each speaker in all final turns."""
-    return [turn for update in updates for turn in update.final]
-
-
 @pytest.mark.parametrize("number", range(10))
 def test_the_end_equals_the_whole_recording(embedded, sample, tmp_path, number):
     """Of ten recordings, at several rates and in both types, whatever the sizes of pushes"""
@@ -159,7 +154,8 @@ def test_faults(foreign, embedded):
     ):
         with pytest.raises(InputError, match=message):
             session.push(samples)
-    assert session.push(torch.zeros(1, 100)).time == 101 / RATE  # what was refused has left nothing
+    # what was refused has left nothing
+    assert session.push(torch.zeros(1, 100)).time == pytest.approx(101 / RATE, abs=1e-6)
     session.finish()
     for call in (session.finish, lambda: session.push(np.zeros(10))):
         with pytest.raises(InputError, match="finished"):
