@@ -148,7 +148,7 @@ class SegmentationInference(UpstreamInference):
                 scores = shared(window, 0, 1)
                 assert shared.features is not None
                 stream.features = shared.features.cpu()
-            return self.conversion(scores.float()).cpu().numpy()[0]
+            return self.conversion(scores.float()).float().cpu().numpy()[0]
 
     def _slide(
         self, model: Any, waveform: Tensor, sample_rate: int, batch_size: int, hook: Callable[..., object] | None
