@@ -19,14 +19,14 @@ from pyannote_prune.pipelines.bounds import GREATEST_NUMBER
 NOBODY = -2
 # seconds from one clustering to the next, of audio
 PERIOD = 2.0
-# seconds of speech before which each window is followed by a clustering
-EARLY = 10.0
+# seconds of windows with speech before which each of them is followed by a clustering
+EARLY = 60.0
 # windows that are clustered, those that stand for older ones included
 MOST_WINDOWS = 400
 # windows that stand for older ones of a speaker, at least
 LEAST_EXEMPLARS = 4
 # seconds of speech of a new speaker: of a cluster that is none of the known ones, and in one window
-LEAST_SPEECH, LEAST_SOLO = 1.0, 0.5
+LEAST_SPEECH, LEAST_SOLO = 0.5, 0.5
 # cosine distance of a voice that is new before it is clustered, for long speech, and what is added to it, divided by
 # seconds of speech
 NEW, NEW_SHORT = 0.5, 0.12
