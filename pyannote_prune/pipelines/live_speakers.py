@@ -13,8 +13,6 @@ from pyannote.audio.pipelines.clustering import BaseClustering
 from pyannote.core import SlidingWindow, SlidingWindowFeature
 from scipy.optimize import linear_sum_assignment
 
-from pyannote_prune.pipelines.bounds import GREATEST_NUMBER
-
 # a speaker of a window without a name
 NOBODY = -2
 # seconds from one clustering to the next, of audio
@@ -91,6 +89,7 @@ class LiveSpeakers:
     stride : int
         One in so many windows is clustered.
     max_speakers : int
+        Of the session, for names that were told stay.
     """
 
     duration: float
@@ -139,7 +138,7 @@ class LiveSpeakers:
         for speaker in active[seconds[active] >= LEAST_SOLO]:
             nearest = max(window.voices[speaker] @ voice for voice in self.centroids.values())
             far = 1 - nearest > NEW + NEW_SHORT / seconds[speaker] and bonus[speaker].max() < CONTINUITY / 2
-            if far and len(self.centroids) < self.max_speakers and self.num_names < GREATEST_NUMBER:
+            if far and self.num_names < self.max_speakers:
                 self.centroids[self.num_names] = window.voices[speaker]
                 bonus = np.pad(bonus, ((0, 0), (0, 1)))
                 self.num_names += 1
@@ -197,14 +196,14 @@ class LiveSpeakers:
             name = matched.get(int(cluster))
             if name is None:
                 enough = speech[cluster] >= LEAST_SPEECH or not self.centroids
-                if speech[cluster] == 0 or not enough or self.num_names >= GREATEST_NUMBER:
+                if speech[cluster] == 0 or not enough or self.num_names >= self.max_speakers:
                     continue
                 name, self.num_names = self.num_names, self.num_names + 1
             self.centroids[name] = _unit(centroids[cluster])
         # a new speaker whom the clustering does not find yet
         for name, voice in before.items():
             far = all(1 - voice @ other > NEW for other in self.centroids.values())
-            if name not in self.centroids and far and len(self.centroids) < self.max_speakers:
+            if name not in self.centroids and far:
                 self.centroids[name] = voice
 
     def _condense(self) -> None:
