@@ -16,6 +16,7 @@ from pyannote_prune.cli.arguments import Device, Pipeline, Revision, Token
 from pyannote_prune.errors import InputError
 
 if TYPE_CHECKING:
+    from pyannote_prune.pipelines.live_turns import Turn
     from pyannote_prune.pipelines.streaming import StreamSession, Update
 
 
@@ -117,12 +118,12 @@ def stream(
 @contextmanager
 def _shown(form: str, session: StreamSession) -> Iterator[Callable[[Update], None]]:
     """A function that shows updates: lines of those that tell something new, or a table that changes."""
-    before: Update | None = None
+    tentative: list[Turn] = []
 
     def news(update: Update) -> bool:
-        nonlocal before
-        told, before = before, update
-        return bool(update.final) or told is None or update.tentative != told.tentative
+        nonlocal tentative
+        before, tentative = tentative, update.tentative
+        return bool(update.final) or tentative != before
 
     if form == "json":
 
