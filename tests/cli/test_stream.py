@@ -37,6 +37,12 @@ def lines(out):
     return [json.loads(line) for line in out.splitlines()]
 
 
+def told(updates):
+    """Final turns, to a tenth of a second."""
+    turns = [turn for update in updates for turn in update["final"]]
+    return [(round(turn["start"], 1), round(turn["end"], 1), turn["speaker"]) for turn in turns]
+
+
 def test_every_way_in_gives_the_result_of_diarize(run, recording, untrained, monkeypatch):
     options = ("--pipeline", str(untrained), "--output", "live.rttm")
     assert run("diarize", "meeting.wav", "--pipeline", str(untrained), "--output", ".", "-q")[0] == 0
@@ -61,15 +67,16 @@ def test_every_way_in_gives_the_result_of_diarize(run, recording, untrained, mon
         pipe(monkeypatch, content)
         code, out, err = run("stream", "-", *options)
         assert code == 0, err
-        assert lines(out)[:-1] == updates
+        # at other times, where blocks have other sizes
+        assert told(lines(out)[:-1]) == told(updates)
         assert [*load_rttm("live.rttm")["stream"].itertracks()] == [*expected.itertracks()]
 
 
 def test_two_channels_are_averaged(tmp_path):
     samples = np.random.default_rng(0).integers(-1000, 1000, (5000, 2)).astype(np.int16)
     soundfile.write(tmp_path / "stereo.wav", samples, 8000)
-    piped = PipedSound(io.BytesIO((tmp_path / "stereo.wav").read_bytes()), 1)
-    for sound in (piped, open_sound(str(tmp_path / "stereo.wav"), 1)):
+    piped = PipedSound(io.BytesIO((tmp_path / "stereo.wav").read_bytes()), RATE)
+    for sound in (piped, open_sound(str(tmp_path / "stereo.wav"), RATE)):
         assert sound.sample_rate == 8000
         with sound.blocks() as blocks:
             read = np.concatenate(list(blocks))
@@ -159,13 +166,6 @@ def test_the_recording_of_a_terminal(run, tmp_path, monkeypatch):
     code, out, err = run("stream", "-")
     assert code == 0, err
     expected = lines(shown)
-
-    def told(updates):
-        return [
-            (round(turn["start"], 1), round(turn["end"], 1), turn["speaker"])
-            for each in updates
-            for turn in each["final"]
-        ]
 
     assert told(lines(out)[:-1])[: len(told(expected[:-1]))] == told(expected[:-1])
     assert lines(out)[-1]["speakers"] == expected[-1]["speakers"]
