@@ -1,6 +1,7 @@
 """Every code block of the documentation is run: small models in place of large ones, no network."""
 
 import io
+import json
 import os
 import re
 import shlex
@@ -116,13 +117,14 @@ def briefly(words: list[str]) -> list[str]:
 class Reader:
     """Does what a page says, block by block, in the current directory"""
 
-    def __init__(self, run):
+    def __init__(self, run, patch):
         self.run = run
+        self.patch = patch
         self.names = {}
         self.written = set()
 
     def follow(self, block: Block) -> None:
-        languages = {"bash": self.bash, "python": self.python, "yaml": self.yaml}
+        languages = {"bash": self.bash, "json": self.json, "python": self.python, "yaml": self.yaml}
         assert block.language in languages, f"no way to run a block of {block.language or 'no language'}"
         languages[block.language](block.code)
 
@@ -130,6 +132,10 @@ class Reader:
         # so that what it prints is not taken for the output of a command
         with redirect_stdout(io.StringIO()):
             exec(compile(code, "block", "exec"), self.names)
+
+    def json(self, code: str) -> None:
+        for line in code.splitlines():
+            json.loads(line)
 
     def yaml(self, code: str) -> None:
         content = yaml.safe_load(code)
@@ -160,8 +166,15 @@ class Reader:
                     "pyannote-prune": self.pyannote_prune,
                     "srun": lambda words: self.pyannote_prune(words[1:]),
                 }
+                if words[0] == "cat" and words[2:3] == ["|"]:
+                    self.pipe(Path(words[1]))
+                    words = words[3:]
                 assert words[0] in commands, f"no way to run {line!r}"
                 commands[words[0]](words[1:])
+
+    def pipe(self, path: Path) -> None:
+        """Make a file the standard input of what follows."""
+        self.patch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(path.read_bytes())))
 
     def pyannote_prune(self, words: list[str]) -> None:
         target = None
@@ -315,7 +328,7 @@ def reader(run, hub, furnished, tmp_path, monkeypatch) -> Reader:
 
     write = simulation.write_corpus
     monkeypatch.setattr(simulation, "write_corpus", write_corpus)
-    return Reader(run)
+    return Reader(run, monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -24,6 +24,7 @@ from pyannote_prune.cli.export import export
 from pyannote_prune.cli.info import info
 from pyannote_prune.cli.publish import publish
 from pyannote_prune.cli.simulate import simulate
+from pyannote_prune.cli.stream import stream
 from pyannote_prune.cli.train import train
 from pyannote_prune.errors import DEBUG, FULL, InputError, InterruptionError, debugging, describe, full_traceback
 
@@ -34,7 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (info, convert, export, diarize, enroll, calibrate, evaluate, publish, simulate, demo):
+for command in (info, convert, export, diarize, stream, enroll, calibrate, evaluate, publish, simulate, demo):
     app.command()(command)
 app.add_typer(benchmark, name="benchmark")
 # the rest of its command line is Hydra's

@@ -35,6 +35,15 @@ def evaluate(
     told: Annotated[
         bool, typer.Option("--told", help="Give pipelines the true number of speakers of each recording.")
     ] = False,
+    latencies: Annotated[
+        list[float],
+        typer.Option(
+            "--stream",
+            metavar="LATENCY",
+            help="Score live diarization beside it: turns as they were LATENCY seconds after they were spoken; may be "
+            "repeated.",
+        ),
+    ] = [],  # noqa: B006
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Directory of the hypotheses, as PIPELINE/PROTOCOL.SUBSET/URI.rttm.")
     ] = Path("evaluation"),
@@ -71,6 +80,7 @@ def evaluate(
             output=output,
             device=device,
             told=told,
+            latencies=latencies,
         )
     print_results(results, as_json, as_markdown)
     if results.about[FAILED]:

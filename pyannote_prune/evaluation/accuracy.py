@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +21,10 @@ from pyannote_prune.evaluation.hypotheses import (
     label_pipelines,
     read_hypothesis,
 )
-from pyannote_prune.evaluation.results import Column, Results
+from pyannote_prune.evaluation.results import Column, Results, with_values
 from pyannote_prune.inference.devices import find_device
 from pyannote_prune.pipelines.fingerprint import fingerprint
+from pyannote_prune.pipelines.streaming import check_latency
 from pyannote_prune.protocols import load_references, load_registry
 
 SUBSETS = ("test", "development", "train")
@@ -41,6 +43,11 @@ _COLUMNS = (
     Column("false_alarm", "false alarm (%)", ".1f"),
     Column("confusion", "confusion (%)", ".1f"),
 )
+# of live diarization
+_LIVE_COLUMNS = (
+    Column("changes", "label changes (/min)", ".1f"),
+    Column("delay", "delay until final (s)", ".2f"),
+)
 
 
 def evaluate(
@@ -53,6 +60,7 @@ def evaluate(
     output: Path = Path("evaluation"),
     device: str = "auto",
     told: bool = False,
+    latencies: Sequence[float] = (),
 ) -> Results:
     """Diarization error rates of pipelines on protocols
 
@@ -82,6 +90,10 @@ def evaluate(
     told : bool, optional
         Give pipelines the number of speakers of each reference. Hypotheses are kept apart, under `PIPELINE-told`.
         Defaults to False.
+    latencies : sequence of float, optional
+        Score live diarization, too: turns as they were when they had to be final, so many seconds after they were
+        spoken, how often tentative turns changed their speaker, and when turns were final. Hypotheses are kept apart,
+        under `PIPELINE-live-LATENCY`.
 
     Returns
     -------
@@ -103,10 +115,13 @@ def evaluate(
         raise InputError(f"--subset must be one of {', '.join(SUBSETS)}, got {subset!r}.")
     if output.exists() and not output.is_dir():
         raise InputError(f"--output must be a directory, {output} is a file.")
+    for latency in latencies:
+        check_latency(latency, "--stream")
     find_device(device)
     systems = [
-        System(label, source, fingerprint(source), output / (f"{label}-told" if told else label), told)
+        _system(label, source, output, told, latency)
         for label, source in label_pipelines(pipelines).items()
+        for latency in (None, *dict.fromkeys(latencies))
     ]
     if registry is not None:
         load_registry(registry)
@@ -137,7 +152,14 @@ def evaluate(
     without = sum(reference.annotated is None for reference in files)
     if without:
         about["files without UEM"] = without
-    return Results("Diarization error rate", _COLUMNS, rows, about)
+    return Results("Diarization error rate", (*_COLUMNS, *with_values(_LIVE_COLUMNS, rows)), rows, about)
+
+
+def _system(label: str, source: str, output: Path, told: bool, latency: float | None) -> System:
+    folder = f"{label}-told" if told else label
+    if latency is not None:
+        label, folder = f"{label}, live after {latency:g} s", f"{folder}-live-{latency:g}"
+    return System(label, source, fingerprint(source), output / folder, told, latency)
 
 
 def score(system: System, corpus: Corpus, collar: float, skip_overlap: bool) -> dict[str, Any]:
@@ -166,7 +188,19 @@ def score(system: System, corpus: Corpus, collar: float, skip_overlap: bool) -> 
         "protocol": corpus.protocol,
         "num_files": len(files),
         **_rates(metric[:], abs(metric) if files else None),
+        **_live(system, corpus),
         "files": files,
+    }
+
+
+def _live(system: System, corpus: Corpus) -> dict[str, float | None]:
+    """Label changes per minute and mean delay, in seconds, of all sessions."""
+    paths = (system.figures(corpus, reference) for reference in corpus.references)
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    total = {key: sum(figures[key] for figures in every) for key in (every[0] if every else ())}
+    return {
+        "changes": 60 * total["changes"] / total["seconds"] if every else None,
+        "delay": total["waited"] / total["speech"] if every and total["speech"] else None,
     }
 
 

@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from pyannote_prune.corpora.jobs import writing
 from pyannote_prune.errors import InputError, debugging, describe, full_traceback, is_expected
+from pyannote_prune.evaluation.live import follow_live
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.pipelines.pretrained import load_pipeline
 from pyannote_prune.protocols import Reference
@@ -54,6 +55,8 @@ class System:
     folder : Path
     told : bool, optional
         Whether it is told the number of speakers of each reference. Defaults to False.
+    latency : float, optional
+        Seconds after which turns must be final, of recordings that it gets as they arrive. Defaults to whole ones.
     """
 
     label: str
@@ -61,10 +64,15 @@ class System:
     fingerprint: str
     folder: Path
     told: bool = False
+    latency: float | None = None
 
     def hypothesis(self, corpus: Corpus, reference: Reference) -> Path:
         """Path of the hypothesis about a recording."""
         return self._folder(corpus) / f"{reference.uri}.rttm"
+
+    def figures(self, corpus: Corpus, reference: Reference) -> Path:
+        """Path of the figures about a session, beside its hypothesis."""
+        return self._folder(corpus) / f"{reference.uri}.json"
 
     def refuse_others(self, corpora: Sequence[Corpus]) -> None:
         """Refuse a folder with hypotheses of something else, or without room for these, by an `InputError`."""
@@ -145,8 +153,13 @@ def diarize(system: System, corpora: Sequence[Corpus], device: str, progress: Pr
     for corpus, references in missing:
         for reference in progress.track(references, description=f"{system.label}, {corpus.protocol}"):
             try:
+                recording = _recording(reference.file)
                 bounds = {"num_speakers": len(reference.annotation.labels())} if system.told else {}
-                output = pipeline(_recording(reference.file), **bounds)
+                if system.latency is None:
+                    output = pipeline(recording, **bounds)
+                else:
+                    output, figures = follow_live(pipeline, recording, system.latency, **bounds)
+                    _write(system.figures(corpus, reference), json.dumps(figures.as_dict()) + "\n")
                 rttm = getattr(output, "speaker_diarization", output).to_rttm()
             except Exception as error:  # as many as there are decoders: hours of other recordings depend on going on
                 if debugging() or not is_expected(error):

@@ -45,7 +45,7 @@ def embed_recording(
     embeddings : (num_chunks, num_speakers, dimension) float32 array
         NaN where a speaker of a chunk has no frame.
     """
-    num_chunks, num_speakers, num_mask_frames = masks.shape
+    num_chunks, num_speakers, _ = masks.shape
     speaking = torch.from_numpy(masks > 0.5)
     features = _features(model, waveform)
     features -= features.mean(0)
@@ -63,10 +63,7 @@ def embed_recording(
         inside = slice(*np.searchsorted(starts, [times[0] - chunks.duration, times[-1]], side="right"))
         if inside.start == inside.stop:
             continue
-        place = np.floor((times - starts[inside, None]) / chunks.duration * num_mask_frames).astype(int)
-        within = torch.from_numpy((place >= 0) & (place < num_mask_frames))
-        place = torch.from_numpy(place.clip(0, num_mask_frames - 1))[:, None].expand(-1, num_speakers, -1)
-        chosen = speaking[inside].gather(2, place) & within[:, None]
+        chosen = place_frames(speaking[inside], starts[inside], chunks.duration, times)
         # inner dimension last in memory, as matrix products like it
         weights, frames = upload(chosen, frames.device).to(frames).flatten(0, 1), frames.mT.contiguous()
         count[inside] += weights.sum(1).unflatten(0, (-1, num_speakers))
@@ -77,6 +74,30 @@ def embed_recording(
     embeddings = torch.cat([model.embed_sums(number[:, 0], total, square) for number, total, square in zip(*parts)])
     progress(num_chunks, num_chunks)
     return embeddings.unflatten(0, count.shape).cpu().numpy()
+
+
+def place_frames(speaking: Tensor, starts: np.ndarray, duration: float, times: np.ndarray) -> Tensor:
+    """Find the frames in which each speaker of chunks speaks
+
+    Parameters
+    ----------
+    speaking : (num_chunks, num_speakers, num_mask_frames) boolean Tensor
+    starts : (num_chunks,) array
+        Starts of the chunks, in seconds.
+    duration : float
+        Of each of them, in seconds.
+    times : (num_frames,) array
+        Middles of the frames, in seconds.
+
+    Returns
+    -------
+    chosen : (num_chunks, num_speakers, num_frames) boolean Tensor
+    """
+    num_mask_frames = speaking.shape[2]
+    place = np.floor((times - starts[:, None]) / duration * num_mask_frames).astype(int)
+    within = torch.from_numpy((place >= 0) & (place < num_mask_frames))
+    index = torch.from_numpy(place.clip(0, num_mask_frames - 1))[:, None].expand(-1, speaking.shape[1], -1)
+    return speaking.gather(2, index) & within[:, None]
 
 
 def _features(model: Any, waveform: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pyannote.audio import Inference as UpstreamInference
@@ -19,6 +21,22 @@ from pyannote_prune.models.segmentation import SegmentationModel
 
 # of the windows of a batch on a CPU: less audio spends its time starting operations, more leaves the cache
 _CPU_BATCH_SECONDS = 16.0
+
+
+@dataclass
+class WindowStream:
+    """What the next window of audio that arrives needs of those before; can be pickled
+
+    Parameters
+    ----------
+    samples : (window - step,) Tensor
+        Samples that the next window begins with.
+    features : Tensor, optional
+        Local features of the last window, where windows share them.
+    """
+
+    samples: Tensor
+    features: Tensor | None = None
 
 
 class SegmentationInference(UpstreamInference):
@@ -98,6 +116,39 @@ class SegmentationInference(UpstreamInference):
     def windows_at_once(self) -> int | None:
         """Number of windows of a batch on a CPU, where halving what is small already would not help; None on others"""
         return max(1, int(_CPU_BATCH_SECONDS / self.duration)) if self.device.type == "cpu" else None
+
+    def follow(self, stream: WindowStream, samples: Tensor) -> np.ndarray:
+        """Segment one more window of audio that arrives
+
+        Parameters
+        ----------
+        stream : WindowStream
+            Moves on by the number of `samples`.
+        samples : (step,) Tensor
+            The samples that follow, the same number each time.
+
+        Returns
+        -------
+        scores : (frames, speakers) array
+        """
+        window, step = torch.cat([stream.samples, samples]), len(samples)
+        stream.samples = window[step:].clone()
+        if not isinstance(self.model, (SegmentationModel, OnnxSegmentation)):
+            return self.infer(window[None, None])[0]
+        if self._executor is None:
+            self._executor = prepare(self.model, precision=self.precision)
+        with self._executor.running() as model:
+            if not self._shares(step):
+                scores = _Windows(model, len(window), step)(window, 0, 1)
+            else:
+                shared = _SharedFeatures(model, len(window), step)
+                if stream.features is not None:
+                    shared.features = stream.features.to(model.device)
+                    shared.end = len(shared.features) - step // _hop(model)
+                scores = shared(window, 0, 1)
+                assert shared.features is not None
+                stream.features = shared.features.cpu()
+            return self.conversion(scores.float()).float().cpu().numpy()[0]
 
     def _slide(
         self, model: Any, waveform: Tensor, sample_rate: int, batch_size: int, hook: Callable[..., object] | None

@@ -17,9 +17,9 @@ from pyannote_prune.errors import InputError
 from pyannote_prune.models.audio import Audio, unreadable
 
 # full scale is 1; what is far beyond are numbers of another kind, such as 16-bit integers written as floating point
-_LOUDEST = 100.0
+LOUDEST = 100.0
 # of normalised recordings: the root mean square of a loud frame, and what a silent one is never amplified beyond
-_LEVEL, _GREATEST_GAIN = 0.05, 100.0
+LEVEL, GREATEST_GAIN = 0.05, 100.0
 
 
 class Recording(ChainMap[str, Any]):
@@ -133,7 +133,7 @@ def decode(
     if not math.isfinite(highest - lowest):
         raise InputError(f"{name} has samples that are not finite numbers.")
     loudest = max(-lowest, highest)
-    if loudest > _LOUDEST:
+    if loudest > LOUDEST:
         raise InputError(f"{name} has samples as large as {loudest:.3g}: expected numbers in [-1, 1].")
     waveform = waveform.float()
     if normalize:
@@ -142,5 +142,5 @@ def decode(
         size = min(max(1, sample_rate // 50), waveform.shape[1])
         frames = waveform[0, : waveform.shape[1] // size * size].view(-1, size)
         levels = torch.linalg.vector_norm(frames, dim=1) / size**0.5
-        waveform *= min(_LEVEL / max(levels.quantile(0.95).item(), 1e-9), _GREATEST_GAIN)
+        waveform *= min(LEVEL / max(levels.quantile(0.95).item(), 1e-9), GREATEST_GAIN)
     return Recording({"waveform": waveform, "sample_rate": sample_rate, "channel": None}, file)

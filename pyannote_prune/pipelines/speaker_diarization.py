@@ -39,6 +39,7 @@ from pyannote_prune.pipelines.parts import (
 from pyannote_prune.pipelines.reconstruction import ClusteredSegmentations, to_diarization
 from pyannote_prune.pipelines.recording import check_file, decode
 from pyannote_prune.pipelines.rules import ClusteringRules
+from pyannote_prune.pipelines.streaming import WithStreams
 from pyannote_prune.pipelines.turns import WithTurnDurations, name_by_appearance, smooth
 from pyannote_prune.upstream import (
     EMBEDDING_CACHE,
@@ -55,7 +56,7 @@ from pyannote_prune.upstream import (
 )
 
 
-class SpeakerDiarization(WithTurnDurations):
+class SpeakerDiarization(WithStreams, WithTurnDurations):
     """Speaker diarization pipeline
 
     Same steps, parameters and outputs as `pyannote.audio.pipelines.SpeakerDiarization`, except that no
@@ -259,8 +260,7 @@ class SpeakerDiarization(WithTurnDurations):
         segmentations = super().get_segmentations(file, hook=hook)
         if self.median_filter is None:
             return segmentations
-        binary = segmentation_inference(self).model.specifications.powerset
-        return smooth(segmentations, self.median_filter, binary)
+        return smooth(segmentations, self.median_filter, segmentation_inference(self).model.specifications.powerset)
 
     def reconstruct(
         self, segmentations: SlidingWindowFeature, hard_clusters: np.ndarray, count: SlidingWindowFeature

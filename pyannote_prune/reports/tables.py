@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyannote_prune.evaluation.results import Column, Results
+from pyannote_prune.pipelines.live_turns import Turn
 from pyannote_prune.pipelines.output import speaker_totals
 
 # names that are longer go on in the next line
@@ -128,6 +129,28 @@ def summary_table(diarization: Annotation, duration: float) -> Table:
         table.add_row(escape(total.speaker), str(total.turns), clock(total.seconds, 1), f"{total.share:.1%}")
     table.add_section()
     table.add_row("overlap", "", clock(diarization.get_overlap().duration(), 1))
+    return table
+
+
+def live_table(turns: Sequence[Turn], tentative: Sequence[Turn], time: float) -> Table:
+    """Turns and speech of each speaker until now, and who speaks, as a table of Rich
+
+    Parameters
+    ----------
+    turns, tentative : sequences of Turn
+        Final ones, and those that may change.
+    time : float
+        Seconds of audio until now.
+    """
+    table = Table(title=clock(time, 1))
+    table.add_column("speaker", overflow="fold")
+    for header in ("turns", "speech (min:s)"):
+        table.add_column(header, justify="right")
+    table.add_column("now")
+    now = {turn.speaker for turn in tentative}
+    for speaker in sorted({turn.speaker for turn in (*turns, *tentative)}):
+        own = [turn.end - turn.start for turn in turns if turn.speaker == speaker]
+        table.add_row(escape(speaker), str(len(own)), clock(sum(own), 1), "speaks" if speaker in now else "")
     return table
 
 
