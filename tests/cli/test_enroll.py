@@ -117,7 +117,7 @@ def test_same_names_beside_a_broken_recording(run, room):
     assert code == 2
     assert err.splitlines()[-1] == "1 of 3 recordings failed: calls/sunday.wav."
     assert sorted(path.name for path in (room / "out").iterdir()) == [
-        "monday.rttm", "monday.svg", "tuesday.rttm", "tuesday.svg",
+        "manifest.jsonl", "monday.rttm", "monday.svg", "tuesday.rttm", "tuesday.svg",
     ]  # fmt: skip
 
 

@@ -338,7 +338,7 @@ def test_pipelines_of_the_hub(evaluation, fake, monkeypatch, tmp_path):
     commit = "0123456789abcdef"
     monkeypatch.setattr(
         "pyannote_prune.pipelines.fingerprint.hf_hub_download",
-        lambda *_: str(tmp_path / "snapshots" / commit / "config.yaml"),
+        lambda *_, **__: str(tmp_path / "snapshots" / commit / "config.yaml"),
     )
     assert evaluation(pipelines=["owner/base"]).rows[0]["pipeline"] == "base"
     settings = json.loads((tmp_path / "out" / "base" / "settings.json").read_text())
