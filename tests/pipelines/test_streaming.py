@@ -185,14 +185,12 @@ def test_a_gap_in_the_audio_moves_nothing_but_times(embedded, sample):
 
 
 @pytest.mark.slow
-def test_an_hour_of_silence(embedded, sample):
+def test_long_silence(embedded, sample):
     """Nobody speaks in it, and who comes after it is found"""
     session = embedded.stream(latency=1.0)
-    silence = np.random.default_rng(0).integers(-2, 3, 600 * RATE).astype(np.int16)
-    for _ in range(6):
+    silence = np.random.default_rng(0).integers(-2, 3, 60 * RATE).astype(np.int16)
+    for _ in range(5):
         assert not session.push(silence).final
-    session.state.audio.chunks.clear()  # an hour need not be computed again
-    session.state.audio.num_samples = 3600 * RATE
     final = session.push(sample).final
     assert {turn.speaker for turn in final} == {"SPEAKER_00", "SPEAKER_01"}
 
