@@ -207,7 +207,7 @@ def test_one_broken_file_does_not_stop_the_others(run, samples, tmp_path):
         "diarize", *recordings, tmp_path / "good.wav", tmp_path / "missing.wav", tmp_path / "half.wav", "-o", out
     )
     assert code == 2
-    assert sorted(path.name for path in out.iterdir()) == ["good.rttm", "half.rttm"]
+    assert sorted(path.name for path in out.iterdir()) == ["good.rttm", "half.rttm", "manifest.jsonl"]
     assert "Traceback" not in err
     for (kind, told), path in zip(BROKEN[:6], recordings, strict=True):
         assert any(told in line and path.name in line for line in err.splitlines()), kind
