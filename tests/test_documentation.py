@@ -78,6 +78,7 @@ BRIEF = {
     r"max_epochs: \d+": "max_epochs: 1",
     r"batch_size: \d+": "batch_size: 2",
     r"num_workers: null": "num_workers: 0",
+    r"num_chunks: \d+": "num_chunks: 4",
     r"hidden_size: \d+": "hidden_size: 48",
     r"num_hidden_layers: \d+": "num_hidden_layers: 2",
     r"intermediate_sizes: \d+": "intermediate_sizes: 48",
@@ -331,7 +332,11 @@ def reader(run, hub, furnished, tmp_path, monkeypatch) -> Reader:
     return Reader(run, monkeypatch)
 
 
-@pytest.mark.parametrize("page", PAGES)
+# a page that trains a dozen times
+LONG = {"docs/compress.md"}
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in LONG)) for page in PAGES])
 @pytest.mark.filterwarnings("ignore")
 def test_page(page, reader):
     for block in blocks_of(PAGES[page].read_text()):

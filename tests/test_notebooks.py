@@ -17,7 +17,7 @@ def read(name):
 
 # the one that trains takes minutes
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "compress")) for name in PICTURES]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("compress", "what-survives"))) for name in PICTURES]
 )
 def test_runs(name, tmp_path):
     notebook = read(name)

@@ -23,7 +23,7 @@ LARGE = WavLMConfig(
 @pytest.mark.parametrize(
     ("config", "preset"),
     [
-        pytest.param(BASE_PLUS, "wavlm-base-plus", id="base-plus"),
+        pytest.param(BASE_PLUS, "wavlm-base-plus", id="base-plus", marks=pytest.mark.slow),
         pytest.param(LARGE, "wavlm-large", id="large", marks=pytest.mark.slow),
     ],
 )

@@ -130,6 +130,7 @@ def test_counts_and_ratios(run, known_peak):
         assert row["note"] is None
 
 
+@pytest.mark.slow
 def test_onnxruntime_takes_turns(tiny, known_peak):
     pytest.importorskip("onnxruntime")
     report = speed.benchmark_backbones(

@@ -68,7 +68,7 @@ def assert_variant(variant, shape, head, seed, num_samples, device="cpu"):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(
     variant=st.sampled_from([name for name in VARIANTS if name not in COMPILED]),
     shape=SHAPES,
@@ -174,7 +174,10 @@ def test_classes_in_half_precision(device, precision, embedded):
 
 @pytest.mark.parametrize(
     ("device", "precision"),
-    [("cpu", "bfloat16"), *(pytest.param("cuda", name, marks=pytest.mark.cuda) for name in ("float16", "bfloat16"))],
+    [
+        pytest.param("cpu", "bfloat16", marks=pytest.mark.slow),
+        *(pytest.param("cuda", name, marks=pytest.mark.cuda) for name in ("float16", "bfloat16")),
+    ],
 )
 def test_annotation_in_half_precision(device, precision, embedded):
     pipeline = Pipeline.from_pretrained(embedded_pipeline())

@@ -110,6 +110,7 @@ def assert_executor_is_ours(exported):
         prepare(executed, precision="float16")
 
 
+@pytest.mark.slow
 def test_filterbank_with_lstm():
     pytest.importorskip("librosa")
     torch.manual_seed(0)

@@ -17,9 +17,7 @@ def arguments(directory, untrained, *more):
         *given,
         "trainer=cpu",
         f"embedding={untrained / 'embedding'}",
-        "model=pretrained",
         f"model.checkpoint={untrained / 'segmentation'}",
-        "finetune=null",
         *more,
     )
 
@@ -74,7 +72,14 @@ def test_low_rank_then_distilled(command, untrained, tmp_path):
 def test_gates_start_from_importance(command, untrained, tmp_path):
     """Trained gates, likelier to be open where units matter: a short run ends on its target."""
     directory, dense = tmp_path / "run", load_model(untrained / "segmentation")
-    more = ("recipe=small", "prune.0.task.target=0.3", "+prune.0.task.start=taylor", "+prune.0.task.num_chunks=4")
+    more = (
+        "recipe=small",
+        "model=pretrained",
+        "finetune=null",
+        "prune.0.task.target=0.3",
+        "+prune.0.task.start=taylor",
+        "+prune.0.task.num_chunks=4",
+    )
     epochs = ("prune.0.trainer.max_epochs=2", "distil=null", "prune.0.task.warmup_steps=4", "+prune.0.task.gate_lr=0.2")
     assert command("compress", *arguments(directory, untrained, *more, *epochs)) == 0
     assert sparsity_of(directory / "2-prune-1" / "model.bin", dense) == pytest.approx(0.3, abs=0.05)

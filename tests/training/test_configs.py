@@ -21,7 +21,10 @@ def test_recipe(recipe):
         protocol = [] if recipe.endswith("compound") else ["protocol=X.SpeakerDiarization.Y"]
         config = compose("compress", [f"recipe={recipe}", "directory=somewhere", *protocol])
     assert config.protocol.startswith("X.SpeakerDiarization.")
-    if recipe == "small":
+    if recipe.startswith("one-shot"):
+        assert config.model._target_ == "pyannote_prune.models.load_model"
+        assert config.finetune is None
+    elif recipe == "small":
         assert config.model.wavlm.hidden_size == 192
     else:
         assert (
@@ -32,7 +35,7 @@ def test_recipe(recipe):
     targets = [phase.task.target for phase in config.prune]
     assert targets == sorted(targets)
     if "module-wise" not in recipe:
-        assert targets[-1] == (0.9 if "s90" in recipe else 0.8)
+        assert targets[-1] == {"one-shot": 0.5}.get(recipe, 0.9 if "s90" in recipe else 0.8)
     for phase in config.prune:
         assert set(phase.task.kinds) <= set(UNIT_KINDS)
 
