@@ -15,10 +15,11 @@ def read(name):
     return nbformat.read(NOTEBOOKS[name], as_version=4)
 
 
-# the one that trains takes minutes
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("compress", "what-survives"))) for name in PICTURES]
-)
+# trains, or attaches gates to a large model
+LONG = {"compress", "what-survives"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in PICTURES])
 def test_runs(name, tmp_path):
     notebook = read(name)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
