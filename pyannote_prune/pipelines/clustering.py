@@ -17,6 +17,7 @@ from scipy.spatial.distance import cdist
 
 from pyannote_prune.pipelines.dendrogram import (
     absorb_small,
+    average_cut,
     best_cut,
     cut_dendrogram,
     cut_into,
@@ -281,8 +282,8 @@ class VBxClustering(_Ruled, UpstreamVBxClustering):
     def _infer_told(
         self, normalized: np.ndarray, dendrogram: np.ndarray, features: np.ndarray, num_clusters: int
     ) -> np.ndarray:
-        """Responsibilities of as many clusters: VBx starts with the best cut, less regularized where it drops some."""
-        initial = best_cut(normalized, dendrogram, num_clusters, max(1, round(VBX_LEAST_SHARE * len(normalized))))
+        """Responsibilities of as many clusters: VBx starts with that many, less regularized where it drops some."""
+        initial = average_cut(normalized, dendrogram, num_clusters, max(1, round(VBX_LEAST_SHARE * len(normalized))))
         for halvings in range(VBX_HALVINGS):
             responsibilities = self._infer(initial, features, 2**halvings)
             if responsibilities.shape[1] == initial.max() + 1:

@@ -130,6 +130,33 @@ def best_cut(embeddings: np.ndarray, dendrogram: np.ndarray, num_clusters: int, 
     return np.arange(num_embeddings)
 
 
+def average_cut(embeddings: np.ndarray, dendrogram: np.ndarray, num_clusters: int, min_size: int) -> np.ndarray:
+    """Clusters of average linkage, by cosines; where there are too many embeddings for all distances, `best_cut`
+
+    Where there is little speech, those of average linkage change less with the sound of a recording than others.
+
+    Parameters
+    ----------
+    embeddings : (num_embeddings, dimension) array
+    dendrogram : (num_embeddings - 1, 4) array
+        For `best_cut`, of the same embeddings.
+    num_clusters : int
+    min_size : int
+        For `best_cut`: least number of embeddings of each.
+
+    Returns
+    -------
+    clusters : (num_embeddings,) array
+        Numbered from 0: as many as wanted, or as there are embeddings.
+    """
+    if len(embeddings) > _MANY:
+        return best_cut(embeddings, dendrogram, num_clusters, min_size)
+    merges = linkage(embeddings, method="average", metric="cosine")
+    # numbers of merges for heights, which may be equal
+    merges[:, 2] = np.arange(len(merges))
+    return cut_dendrogram(merges, len(merges) - num_clusters + 0.5)
+
+
 def merge_into(embeddings: np.ndarray, clusters: np.ndarray, num_clusters: int) -> np.ndarray:
     """Clusters merged two by two, those first whose scatter grows least, until as many as wanted are left
 

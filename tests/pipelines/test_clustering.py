@@ -262,6 +262,21 @@ def test_number_of_speakers_of_any_length(tmp_path):
     assert found[1, None] == found[1, 40] == found[20, 40] < found[20, None]
 
 
+@pytest.mark.parametrize("number", [1, 2, 5, 12, 30])
+def test_average_cut(number):
+    """Clusters of SciPy where heights differ; the wanted number where they are equal, too."""
+    embeddings = np.random.default_rng(0).normal(size=(12, 4))
+    tree = linkage(embeddings, "centroid", "euclidean")
+    hierarchy = scipy.cluster.hierarchy
+    wanted = hierarchy.fcluster(hierarchy.linkage(embeddings, "average", "cosine"), number, "maxclust")
+    found = dendrogram.average_cut(embeddings, tree, number, 1)
+    assert ((found[:, None] == found) == (wanted[:, None] == wanted)).all()
+    alike = np.ones((12, 4))
+    assert len(np.unique(dendrogram.average_cut(alike, tree, number, 1))) == min(number, 12)
+    with mock.patch.object(dendrogram, "_MANY", 10):
+        assert len(np.unique(dendrogram.average_cut(embeddings, tree, number, 1))) == min(number, 12)
+
+
 def test_best_cut_of_many():
     """Compares only some of thousands of cuts, and knows none of fewer embeddings than clusters."""
     embeddings = np.random.default_rng(0).normal(size=(900, 3))
