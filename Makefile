@@ -32,11 +32,11 @@ wheel: .venv/installed ## wheel and source, into dist/
 upstream: .venv/installed ## pyannote.audio of its main branch, instead of a release
 	$(BIN)/uv pip install --quiet --python $(BIN)/python 'pyannote.audio @ git+https://github.com/pyannote/pyannote-audio'
 
-# uv resolves and installs in seconds; pip is only used to get it
+# uv resolves and installs in seconds; pip is only used to get it. Compiled once, since tests start many processes
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[dev]'
 	touch $@
 
 .venv/docs: .venv/installed
