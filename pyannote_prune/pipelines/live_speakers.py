@@ -23,13 +23,10 @@ EARLY = 60.0
 MOST_WINDOWS = 400
 # windows that stand for older ones of a speaker, at least
 LEAST_EXEMPLARS = 4
-# seconds of speech of a new speaker: of a cluster that is none of the known ones, and in one window
-LEAST_SPEECH, LEAST_SOLO = 0.5, 0.5
-# cosine distance of a voice that is new before it is clustered, for long speech, and what is added to it, divided by
-# seconds of speech
-NEW, NEW_SHORT = 0.5, 0.12
-# what counts for a speaker of a window who goes on speaking from the window before, in cosine distances
-CONTINUITY = 0.3
+# seconds of speech of a cluster that is a new speaker
+LEAST_SPEECH = 0.5
+# cosine distance from all others of a known voice that stays where the clustering does not find it any more
+APART = 0.5
 
 
 @dataclass
@@ -75,9 +72,9 @@ class Window:
 class LiveSpeakers:
     """Speakers of a session until now; can be pickled
 
-    A speaker of a window is one of those whose average voice is nearest, or a new one where all are far. Windows are
-    clustered by the clustering of the pipeline every few seconds, and clusters get the names under which most of
-    their speech is known (Hungarian algorithm). Windows that are too many are replaced by averages over windows of one
+    A speaker of a window is the one whose average voice is nearest. Windows are clustered by the clustering of the
+    pipeline every few seconds: clusters get the names under which most of their speech is known (Hungarian
+    algorithm), or new ones. Windows that are too many are replaced by averages over windows of one
     speaker, so that memory and time are bounded.
 
     Parameters
@@ -122,47 +119,23 @@ class LiveSpeakers:
         if self.windows and (waited >= PERIOD or early or not self.centroids):
             self.clustered = self.num_windows
             self._cluster(clustering)
-        before = None
         for each in recent:
-            each.names = self._nearest(each, before, clustering.constrained_assignment)
-            before = each
+            each.names = self._nearest(each, clustering.constrained_assignment)
 
-    def _nearest(self, window: Window, before: Window | None, constrained: bool) -> np.ndarray:
-        """(num_speakers,) names of the speakers of a window, that of a new one if all voices are far from its own."""
+    def _nearest(self, window: Window, constrained: bool) -> np.ndarray:
+        """(num_speakers,) names of the speakers of a window: those of the nearest voices."""
         names = np.full(window.binary.shape[1], NOBODY)
         active = np.flatnonzero(window.binary.any(axis=0))
         if not len(active) or not self.centroids:
             return names
-        seconds = window.solo * self.duration / len(window.binary)
-        bonus = self._continuity(window, before)
-        for speaker in active[seconds[active] >= LEAST_SOLO]:
-            nearest = max(window.voices[speaker] @ voice for voice in self.centroids.values())
-            far = 1 - nearest > NEW + NEW_SHORT / seconds[speaker] and bonus[speaker].max() < CONTINUITY / 2
-            if far and self.num_names < self.max_speakers:
-                self.centroids[self.num_names] = window.voices[speaker]
-                bonus = np.pad(bonus, ((0, 0), (0, 1)))
-                self.num_names += 1
         known = np.array(list(self.centroids))
         similarity = window.voices[active] @ np.stack(list(self.centroids.values())).T
-        similarity += bonus[active][:, known]
         if constrained:
             rows, columns = linear_sum_assignment(similarity, maximize=True)
         else:
             rows, columns = np.arange(len(active)), similarity.argmax(axis=1)
         names[active[rows]] = known[columns]
         return names
-
-    def _continuity(self, window: Window, before: Window | None) -> np.ndarray:
-        """(num_speakers, num_names) what counts for those who go on speaking."""
-        bonus = np.zeros((window.binary.shape[1], self.num_names))
-        if before is None:
-            return bonus
-        shift = round((window.start - before.start) / self.duration * len(window.binary))
-        now, then = window.binary[: len(window.binary) - shift], before.binary[shift:]
-        shared = now.T @ then / np.maximum(now.sum(axis=0), 1)[:, np.newaxis]
-        for speaker in np.flatnonzero(before.names >= 0):
-            bonus[:, before.names[speaker]] += CONTINUITY * shared[:, speaker]
-        return bonus
 
     def _cluster(self, clustering: BaseClustering) -> None:
         """Cluster all windows, and match the clusters with names."""
@@ -200,9 +173,9 @@ class LiveSpeakers:
                     continue
                 name, self.num_names = self.num_names, self.num_names + 1
             self.centroids[name] = _unit(centroids[cluster])
-        # a new speaker whom the clustering does not find yet
+        # a speaker whom the clustering does not find any more
         for name, voice in before.items():
-            far = all(1 - voice @ other > NEW for other in self.centroids.values())
+            far = all(1 - voice @ other > APART for other in self.centroids.values())
             if name not in self.centroids and far:
                 self.centroids[name] = voice
 

@@ -56,20 +56,28 @@ def test_every_way_in_gives_the_result_of_diarize(run, recording, untrained, mon
     assert len(whole["turns"]) == len(expected)
     assert all(update.keys() == {"time", "final_until", "final", "tentative"} for update in updates)
 
+    pipe(monkeypatch, recording.tobytes())
+    code, out, err = run("stream", "-", *options)
+    assert code == 0, err
+    # at other times, where blocks have other sizes
+    assert told(lines(out)[:-1]) == told(updates)
+    assert [*load_rttm("live.rttm")["stream"].itertracks()] == [*expected.itertracks()]
+
+
+def test_headers_of_pipes(recording):
     header = Path("meeting.wav").read_bytes()[:44]
     for content in (
         recording.tobytes(),
+        header + recording.tobytes(),
         # as ffmpeg writes it to a pipe, whose length it does not know
         header[:4] + b"\xff\xff\xff\xff" + header[8:40] + b"\xff\xff\xff\xff" + recording.tobytes(),
         # with a chunk before the samples
         header[:36] + b"LIST" + struct.pack("<I", 3) + b"abc\0" + header[36:] + recording.tobytes(),
     ):
-        pipe(monkeypatch, content)
-        code, out, err = run("stream", "-", *options)
-        assert code == 0, err
-        # at other times, where blocks have other sizes
-        assert told(lines(out)[:-1]) == told(updates)
-        assert [*load_rttm("live.rttm")["stream"].itertracks()] == [*expected.itertracks()]
+        sound = PipedSound(io.BytesIO(content), RATE)
+        assert sound.sample_rate == RATE
+        with sound.blocks() as blocks:
+            np.testing.assert_array_equal(np.concatenate(list(blocks)), recording)
 
 
 def test_two_channels_are_averaged(tmp_path):
@@ -156,6 +164,7 @@ def test_samples_of_other_kinds_are_refused(tmp_path):
         PipedSound(io.BytesIO((tmp_path / "float.wav").read_bytes()), RATE)
 
 
+@pytest.mark.slow
 def test_the_recording_of_a_terminal(run, tmp_path, monkeypatch):
     """What docs/live.md shows: twelve seconds of the sample conversation, through ffmpeg, in tmux"""
     page = (Path(__file__).parents[2] / "docs" / "live.md").read_text()

@@ -87,6 +87,27 @@ def test_sizes_of_pushes_change_nothing(foreign, sample, sizes, latency):
     assert whole.diarization == parts.diarization
 
 
+def test_pushes_of_one_sample(embedded, sample):
+    samples = sample[7 * RATE : 9 * RATE]
+    whole, parts = embedded.stream(latency=0.5), embedded.stream(latency=0.5)
+    whole.push(samples)
+    final = [turn for update in feed(parts, samples, [1]) for turn in update.final]
+    assert final
+    assert parts.state.turns.final == whole.state.turns.final
+    np.testing.assert_array_equal(parts.state.audio.whole(), whole.state.audio.whole())
+
+
+@pytest.mark.slow
+def test_a_push_of_ten_minutes(embedded, sample):
+    samples = np.tile(sample, 20)[: 600 * RATE]
+    whole, parts = embedded.stream(latency=2.0), embedded.stream(latency=2.0)
+    update = whole.push(samples)
+    assert update.time == 600.0
+    feed(parts, samples, [7 * RATE])
+    assert whole.diarization == parts.diarization
+    assert update.tentative == parts.state.tentative
+
+
 def test_final_turns_never_change(embedded, sample):
     session = embedded.stream(latency=1.0)
     told, until = [], 0.0
