@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyannote.core import Segment
 from pyannote.metrics.detection import DetectionErrorRate
+from scipy.signal import resample_poly
 
 from pyannote_prune import embedded_pipeline
 from pyannote_prune.errors import InputError
@@ -109,9 +110,11 @@ def test_a_push_of_ten_minutes(embedded, sample):
 
 
 def test_final_turns_never_change(embedded, sample):
+    voice = sample[8 * RATE : 14 * RATE]
+    deeper = resample_poly(voice.astype(np.float64), 4, 3).round().astype(np.int16)
     session = embedded.stream(latency=1.0)
     told, until = [], 0.0
-    for update in feed(session, sample[: 12 * RATE], [4000]):
+    for update in feed(session, np.concatenate([voice, deeper]), [4000]):
         assert update.final_until >= until
         # everything older than the latency is final
         assert update.final_until > update.time - 1.0 - 0.025
@@ -120,7 +123,7 @@ def test_final_turns_never_change(embedded, sample):
         for turn in update.tentative:
             assert update.final_until - 1e-9 <= turn.start < turn.end
         told, until = told + update.final, update.final_until
-    assert {turn.speaker for turn in told} == {"SPEAKER_00", "SPEAKER_01"}
+    assert {turn.speaker for turn in told} >= {"SPEAKER_00", "SPEAKER_01"}
     spoken = {speaker: session.diarization.label_duration(speaker) for speaker in session.diarization.labels()}
     for speaker, seconds in spoken.items():
         assert seconds == pytest.approx(sum(turn.end - turn.start for turn in told if turn.speaker == speaker))
