@@ -309,6 +309,12 @@ def reader(run, hub, furnished, tmp_path, monkeypatch) -> Reader:
         stand_in = SimpleNamespace(IAnnotation=lambda audio, annotation: None)
         monkeypatch.setitem(sys.modules, "ipyannote", stand_in)
 
+    if find_spec("diart") is None:
+        models = SimpleNamespace(**dict.fromkeys(("SegmentationModel", "EmbeddingModel"), lambda load: load()))
+        models.PowersetAdapter = lambda model: model
+        monkeypatch.setitem(sys.modules, "diart", SimpleNamespace(models=models))
+        monkeypatch.setitem(sys.modules, "diart.models", models)
+
     def load(source):
         if source not in preset_names():
             return load_backbone(source)
