@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# a process per core, each of one thread
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-only test-slow coverage lint docs wheel upstream clean
 
@@ -8,15 +10,14 @@ demo: .venv/installed ## diarize the sample conversation that ships in pyannote.
 
 test: lint test-only ## lint and all quick tests
 
-# a process per core, each of one thread
 test-only: .venv/installed ## all quick tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(PYTEST)
 
 test-slow: .venv/installed ## tests of minutes: the wheel, a thousand recordings
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m 'slow and not cuda'
+	$(PYTEST) -m 'slow and not cuda'
 
 coverage: .venv/installed ## lines that quick tests do not reach
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report term-missing
+	$(PYTEST) --cov --cov-report term-missing
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -75,8 +75,7 @@ def cut_into(dendrogram: np.ndarray, num_clusters: int, threshold: float, min_si
     clusters : (num_embeddings,) array
     """
     # cut by the number of merges: their heights may repeat, or decrease
-    merges = dendrogram.copy()
-    merges[:, 2] = np.arange(len(merges))
+    merges = _numbered(dendrogram)
     order = np.argsort(np.abs(dendrogram[:, 2] - threshold))
     # everything in one cluster
     best, error = len(merges), abs(1 - num_clusters)
@@ -113,8 +112,7 @@ def best_cut(embeddings: np.ndarray, dendrogram: np.ndarray, num_clusters: int, 
     num_embeddings = len(embeddings)
     num_clusters = min(num_clusters, num_embeddings)
     sizes = np.concatenate([np.ones(num_embeddings), dendrogram[:, 3]])
-    merges = dendrogram.copy()
-    merges[:, 2] = np.arange(len(merges))
+    merges = _numbered(dendrogram)
     for least in range(min_size, 0, -1):
         large = sizes >= least
         made = large[num_embeddings:]
@@ -128,6 +126,13 @@ def best_cut(embeddings: np.ndarray, dendrogram: np.ndarray, num_clusters: int, 
             return min(cuts, key=lambda clusters: _scatter(embeddings, clusters))
     # not even one merge
     return np.arange(num_embeddings)
+
+
+def _numbered(dendrogram: np.ndarray) -> np.ndarray:
+    """Same merges, with their numbers for heights, which may be equal."""
+    merges = dendrogram.copy()
+    merges[:, 2] = np.arange(len(merges))
+    return merges
 
 
 def average_cut(embeddings: np.ndarray, dendrogram: np.ndarray, num_clusters: int, min_size: int) -> np.ndarray:
@@ -151,9 +156,7 @@ def average_cut(embeddings: np.ndarray, dendrogram: np.ndarray, num_clusters: in
     """
     if len(embeddings) > _MANY:
         return best_cut(embeddings, dendrogram, num_clusters, min_size)
-    merges = linkage(embeddings, method="average", metric="cosine")
-    # numbers of merges for heights, which may be equal
-    merges[:, 2] = np.arange(len(merges))
+    merges = _numbered(linkage(embeddings, method="average", metric="cosine"))
     return cut_dendrogram(merges, len(merges) - num_clusters + 0.5)
 
 

@@ -270,9 +270,12 @@ def test_low_rank_of_any_shape(config, share):
     exact = total_cost(factorized.config)
     assert exact.params == sum(parameter.numel() for parameter in factorized.parameters())
     with torch.inference_mode():
-        wanted = factorized(waveforms).last_hidden_state
+        wanted = copy.deepcopy(factorized).double()(waveforms.double()).last_hidden_state
+        rounding = (factorized(waveforms).last_hidden_state - wanted).abs().max()
         with prepare(factorized, "cpu").running() as executor:
-            torch.testing.assert_close(executor(waveforms).last_hidden_state, wanted, atol=1e-3, rtol=1e-3)
+            error = (executor(waveforms).last_hidden_state - wanted).abs().max()
+    # that of the model itself may be larger, where products of ranks cancel
+    assert error <= 1e-5 + 4 * rounding
 
 
 def test_low_rank_is_the_best_for_its_inputs(tmp_path):
