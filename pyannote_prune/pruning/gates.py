@@ -113,7 +113,7 @@ class Gates(nn.Module):
         """Number of units that stay when every gate closes that can."""
 
         def closed(gate: HardConcrete) -> Tensor:
-            return (torch.arange(gate.num_units) < gate.min_open).double()
+            return (torch.arange(gate.num_units) < gate.fewest_open()).double()
 
         return self.count(closed)
 

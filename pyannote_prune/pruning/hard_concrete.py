@@ -71,13 +71,20 @@ class HardConcrete(nn.Module):
 
     def num_open(self) -> int:
         """Number of gates that are open in evaluation mode."""
-        expected = round(self.open_probability().sum().item())
+        return self._rounded(round(self.open_probability().sum().item()))
+
+    def fewest_open(self) -> int:
+        """Number of gates that are open in evaluation mode when every gate closes that can."""
+        return self._rounded(0)
+
+    def _rounded(self, expected: int) -> int:
+        expected = max(expected, self.min_open)
         multiple_of = int(self.multiple_of)
         if multiple_of > 1:
             # the nearest multiple, but never nothing where something is expected
             rounded = max(round(expected / multiple_of), 1) * multiple_of if expected else 0
-            expected = min(rounded, self.num_units)
-        return max(expected, self.min_open)
+            expected = max(min(rounded, self.num_units), self.min_open)
+        return expected
 
     def is_open(self) -> Tensor:
         """True for gates that are open in evaluation mode, (num_units,) of bool."""

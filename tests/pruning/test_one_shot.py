@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel
@@ -143,6 +143,19 @@ def test_fluctuation_is_the_share_of_the_residual_stream():
     assert scores["feed_forward", 1].item() == pytest.approx(wanted.sum().item(), rel=1e-4)
 
 
+# rounded to multiples of 4, no channel of these can go
+NARROW = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "remaining_heads": [[]],
+    "intermediate_sizes": [0],
+    "conv_dim": [4, 3, 4, 2, 2, 2, 2],
+    "num_conv_pos_embeddings": 1,
+    "num_conv_pos_embedding_groups": 1,
+}
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     config=shapes(channels=(2, 9)),
@@ -152,6 +165,7 @@ def test_fluctuation_is_the_share_of_the_residual_stream():
     share=st.floats(0, 1),
     multiple_of=st.sampled_from([1, 4]),
 )
+@example(PrunedWavLMConfig(**NARROW), "taylor", UNIT_KINDS[:3], "macs", 1.0, 4)
 def test_any_shape_to_any_target(config, method, kinds, objective, share, multiple_of):
     model = noisy_backbone(config)
     before = copy.deepcopy(model.state_dict())
