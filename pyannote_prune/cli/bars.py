@@ -29,6 +29,20 @@ def step_bars(console: Console, title: str, hidden: bool) -> Iterator[Callable[.
 
 
 @contextmanager
+def counting_bar(console: Console, title: str) -> Iterator[Callable[[float, float], None]]:
+    """A bar on terminals
+
+    Yields
+    ------
+    tell : callable
+        To be told how many are done, and how many there are.
+    """
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(title, total=None)
+        yield lambda completed, total: bars.update(task, completed=completed, total=total)
+
+
+@contextmanager
 def corpus_bar(console: Console, total: int, hidden: bool) -> Iterator[Callable[[float | None], None]]:
     """A bar over recordings on terminals, with the audio that an hour takes, and a line about that at the end
 

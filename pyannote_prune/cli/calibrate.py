@@ -36,23 +36,14 @@ def calibrate(
     Example: pyannote-prune calibrate voices --pipeline pipeline
     """
     from rich.console import Console
-    from rich.progress import Progress
 
     from pyannote_prune import embedded_pipeline
+    from pyannote_prune.cli.bars import counting_bar
     from pyannote_prune.evaluation.naming import calibrate
     from pyannote_prune.pipelines.pretrained import load_pipeline
     from pyannote_prune.reports.tables import print_results
 
     loaded = load_pipeline(str(embedded_pipeline()) if pipeline is None else pipeline, device, revision, token)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("recordings", total=None)
-        results = calibrate(
-            loaded,
-            voices,
-            speakers,
-            conversations,
-            seed,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with counting_bar(Console(stderr=True), "recordings") as tell:
+        results = calibrate(loaded, voices, speakers, conversations, seed, tell)
     print_results(results, as_json, as_markdown)

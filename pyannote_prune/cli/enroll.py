@@ -35,18 +35,16 @@ def enroll(
         raise InputError(f"{destination} is a directory: name a file for the voices.")
 
     from rich.console import Console
-    from rich.progress import Progress
 
     from pyannote_prune import embedded_pipeline
+    from pyannote_prune.cli.bars import counting_bar
     from pyannote_prune.corpora.jobs import writing
     from pyannote_prune.pipelines.enrollment import enroll
     from pyannote_prune.pipelines.pretrained import load_pipeline
 
     loaded = load_pipeline(str(embedded_pipeline()) if pipeline is None else pipeline, device, revision, token)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("recordings", total=None)
-        voices = enroll(folder, loaded, lambda done, total: bar.update(task, completed=done, total=total))
+    with counting_bar(Console(stderr=True), "recordings") as tell:
+        voices = enroll(folder, loaded, tell)
     with writing(destination) as part:
         voices.save(part)
     typer.echo(f"{destination}: {len(voices.names)} voices ({', '.join(voices.names)}).", err=True)
