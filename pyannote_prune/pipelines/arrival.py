@@ -18,6 +18,8 @@ from pyannote_prune.pipelines.recording import GREATEST_GAIN, LEVEL, LOUDEST
 _FAINTEST, _NUM_BINS, _USUAL, _PRIOR_FRAMES = -120, 121, -26, 25
 # times the longer of two sampling periods that a resampled sample depends on, on each side (torchaudio's, rounded up)
 _FILTER_WIDTH = 8
+# samples of an array, at most, that smaller ones are joined to
+_BLOCK = 2**20
 
 
 class RunningLevel:
@@ -103,6 +105,9 @@ class ArrivingAudio:
         if not len(chunk):
             return
         self.chunks.append(chunk)
+        # as a binary counter carries: few arrays, whatever the sizes of pushes
+        while len(self.chunks) > 1 and _joins(*self.chunks[-2:]):
+            self.chunks[-2:] = [np.concatenate(self.chunks[-2:])]
         self.num_samples += len(chunk)
         self._convert(torch.cat([self._tail, _to_float(chunk)]), last=False)
 
@@ -180,6 +185,10 @@ def _check(samples: Any) -> np.ndarray:
     if len(chunk) and np.abs(chunk).max() > LOUDEST:
         raise InputError(f"Samples are as large as {np.abs(chunk).max():.3g}: expected numbers in [-1, 1].")
     return chunk
+
+
+def _joins(before: np.ndarray, after: np.ndarray) -> bool:
+    return before.dtype == after.dtype and len(before) <= len(after) and len(before) + len(after) <= _BLOCK
 
 
 def _to_float(chunk: np.ndarray) -> Tensor:

@@ -255,6 +255,27 @@ def test_audio_is_resampled_as_it_arrives(rate, sizes):
     torch.testing.assert_close(audio.whole(), file["waveform"])
 
 
+@given(
+    pushes=st.lists(st.tuples(st.sampled_from([np.int16, np.float32]), st.integers(1, 400)), max_size=20),
+    size=st.integers(1, 7),
+)
+@settings(max_examples=30, deadline=None)
+def test_small_pushes_are_kept_in_few_arrays(pushes, size):
+    """In their types, and nothing is lost"""
+    audio = ArrivingAudio(RATE, RATE, RATE, normalize=False)
+    generator, expected = np.random.default_rng(0), []
+    for dtype, number in pushes:
+        for _ in range(number):
+            samples = generator.integers(-9999, 9999, size).astype(np.int16)
+            floats = samples.astype(np.float32) / 32768
+            audio.push(samples if dtype == np.int16 else floats)
+            expected.append(floats)
+    np.testing.assert_array_equal(audio.whole()[0].numpy(), np.concatenate([np.zeros(0, np.float32), *expected]))
+    assert len(audio.chunks) <= 10 * max(1, len(pushes))
+    types = {chunk.dtype.type for chunk in audio.chunks}
+    assert types == {dtype for dtype, _ in pushes}
+
+
 @given(scale=st.floats(0.002, 0.9), offset=st.floats(-0.05, 0.05))
 @settings(max_examples=10, deadline=None)
 def test_running_level_tends_to_that_of_the_recording(scale, offset):
