@@ -24,6 +24,8 @@ from pyannote_prune.inference.devices import find_device
 _ATTEMPTS = 2
 # workers that may die in a row while they load the pipeline
 _DEAD_ON_ARRIVAL = 3
+# seconds that the exit code of a process whose pipe is closed may take
+_SECONDS_TO_DIE = 5.0
 
 
 class Worker(Protocol):
@@ -192,8 +194,10 @@ class Process:
 
     def epitaph(self, error: Exception) -> str:
         """Why it died, in words."""
-        self._process.join(5)
-        code = self._process.exitcode
+        # the executor waits for the process, too: who does so second sees the exit code a little later
+        deadline = time.monotonic() + _SECONDS_TO_DIE
+        while (code := self._process.exitcode) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
         if code is None or code >= 0:
             return describe(error)
         name = signal.Signals(-code).name

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pyannote_prune.corpora.workers import diarize_in_processes
+from pyannote_prune.corpora.workers import Process, diarize_in_processes
 from pyannote_prune.errors import InputError, InterruptionError
 from tests.corpora.conftest import Scripted
 
@@ -33,6 +33,21 @@ def test_processes_that_never_live(corpus, tmp_path):
     given = Scripted(pipeline="killer", diary=str(tmp_path / "diary"))
     with pytest.raises(InterruptionError, match=r"Workers die while they load the pipeline \(SIGKILL"):
         list(diarize_in_processes(given, corpus("a"), 1))
+
+
+def test_an_exit_code_that_comes_late():
+    """Another thread has waited for the process, and not told yet what it got."""
+
+    class Late:
+        codes = iter([None, None, -9])
+
+        @property
+        def exitcode(self):
+            return next(self.codes)
+
+    worker = Process(Scripted(), 1)
+    worker._process = Late()
+    assert worker.epitaph(RuntimeError("broken")) == "SIGKILL: possibly for lack of memory"
 
 
 def test_streams_stay_in_this_process(tmp_path):
