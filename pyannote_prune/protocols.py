@@ -165,7 +165,7 @@ class _Labels:
 
 def _lines(path: str | Path) -> Iterator[tuple[str, list[str]]]:
     """Fields of the lines of a file that have some, each with its place."""
-    text = Path(path).read_text(encoding="utf-8")
+    text = Path(path).read_text(encoding="utf-8-sig")
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.startswith(";;"):
             yield f"{path}, line {number}, {line.strip()[:60]!r},", line.split()

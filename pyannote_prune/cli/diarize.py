@@ -263,8 +263,10 @@ def diarize(
                 continue
             if manifest is None:
                 for content in outcome.files.values():
-                    sys.stdout.write(content.decode())
+                    # UTF-8, whatever the terminal or the file beyond it is thought to take
                     sys.stdout.flush()
+                    sys.stdout.buffer.write(content)
+                    sys.stdout.buffer.flush()
             done += 1
             if outcome.diarization is not None and not quiet and not several:
                 console.print(summary_table(outcome.diarization, outcome.duration or 0.0))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,7 +18,7 @@ from pyannote.core import Annotation
 
 from pyannote_prune import embedded_pipeline
 from pyannote_prune.corpora.batches import columns_of, files_of
-from pyannote_prune.corpora.jobs import Job
+from pyannote_prune.corpora.jobs import Job, contents
 from pyannote_prune.errors import InputError, debugging, describe, full_traceback, is_expected
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.pipelines import fingerprint, pretrained
@@ -191,10 +194,11 @@ class Diarizer:
             "exclusive": self.exclusive or None,
             "backend": self.backend,
             "same_names": self.embeddings or None,
+            "formats": [name for name in self.formats if _shares_extension(name)] or None,
             **self.parameters,
         }
         if self.voices is not None:
-            settings |= {"voices": str(self.voices), "voice_threshold": self.voice_threshold}
+            settings |= {"voices": _enrolled(Path(self.voices)), "voice_threshold": self.voice_threshold}
         directory = Path(self.source).parent if Path(self.source).is_file() else self.source
         return {
             "pipeline": fingerprint.fingerprint(str(directory), self.revision, self.token),
@@ -253,8 +257,10 @@ class Diarizer:
         if self.channel == "each":
             output = diarize_channels(self._pipeline, file, **options)
         else:
-            chosen = {} if self.channel is None else {"channel": int(self.channel)}
-            output = self._pipeline({**file, **chosen}, **options)
+            channel = file.get("channel", getattr(self._pipeline, "channel", None))
+            channel = channel if self.channel is None else int(self.channel)
+            file = {**file, **({} if channel is None else {"channel": channel})}
+            output = self._pipeline(file, **options)
         if self._voices is not None:
             output = identify(output, self._voices, self.voice_threshold)
         return Diarized(file, output, Audio().get_duration(file), time.perf_counter() - begin)
@@ -344,6 +350,18 @@ class Diarizer:
             return self.render(self.diarize(open_file(), num_speakers, hook))
         except Exception as error:  # as many as there are decoders: other recordings depend on going on
             return failure(uri, error, time.perf_counter() - begin, name or uri)
+
+
+def _shares_extension(name: str) -> bool:
+    """Whether files of a format have the extension of another format."""
+    return sum(each.extension == FORMATS[name].extension for each in FORMATS.values()) > 1
+
+
+def _enrolled(path: Path) -> dict[str, Any]:
+    """What names speakers: path of the voices, and of each of its files what tells it from others."""
+    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    told = [[os.path.relpath(each, path), *contents(each).values()] for each in files]
+    return {"path": str(path), "checksum": f"{zlib.crc32(json.dumps(told).encode()):08x}"}
 
 
 def failure(uri: str, error: Exception, seconds: float, name: str) -> Outcome:

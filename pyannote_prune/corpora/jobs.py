@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from pyannote_prune.models.audio import Audio, find_recordings
 STANDARD_INPUT = "-"
 # seconds by which the duration in a list may be wrong
 TOLERANCE = 0.5
+# bytes in the middle of a recording that tell it from others of its size
+_SAMPLE = 1 << 16
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -155,11 +158,32 @@ def take_shard(jobs: Sequence[Job], shard: str) -> list[Job]:
     return list(jobs[int(found[1]) - 1 :: int(found[2])])
 
 
+def contents(path: Path) -> dict[str, Any]:
+    """What tells a recording from others, wherever it lies
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    contents : dict
+        "audio_bytes", its size, and "audio_checksum", CRC-32 of 64 KiB in the middle. Empty for what is no file.
+    """
+    if not path.is_file():
+        return {}
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size - _SAMPLE) // 2)
+        return {"audio_bytes": size, "audio_checksum": f"{zlib.crc32(file.read(_SAMPLE)):08x}"}
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place once it is whole; folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.part{path.suffix}")
+    # as short for the longest of names, and never that of another file
+    part = path.with_name(f".{zlib.crc32(path.name.encode(errors='surrogateescape')):08x}.part{path.suffix}")
     try:
         yield part
         os.replace(part, path)

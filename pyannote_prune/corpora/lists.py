@@ -44,7 +44,7 @@ def read_list(path: Path) -> list[Entry]:
     """
     entries = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a list of recordings: it is not UTF-8 text.") from error
     for number, line in enumerate(lines, start=1):

@@ -64,4 +64,8 @@ def diarize_linked(diarizer: Diarizer, jobs: Sequence[Job], watch: Watch) -> Gen
     outputs: list[Any] = [diarized.output for _, diarized in waiting]
     linked = link_speakers(outputs, diarizer.known_speakers, diarizer.voice_threshold)
     for (job, diarized), output in zip(waiting, linked):
-        yield job, diarizer.render(diarized, output)
+        try:
+            outcome = diarizer.render(diarized, output)
+        except Exception as error:
+            outcome = failure(job.uri, error, diarized.seconds, str(job.path))
+        yield job, outcome

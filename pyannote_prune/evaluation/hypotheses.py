@@ -14,7 +14,9 @@ from pyannote.database import FileFinder, ProtocolFile
 from pyannote.database.util import load_rttm
 from rich.progress import Progress
 
-from pyannote_prune.corpora.jobs import writing
+from pyannote_prune.corpora.jobs import contents, writing
+from pyannote_prune.corpora.manifest import NAME as MANIFEST
+from pyannote_prune.corpora.manifest import append_row, read_manifest
 from pyannote_prune.errors import InputError, debugging, describe, full_traceback, is_expected
 from pyannote_prune.evaluation.live import follow_live
 from pyannote_prune.models.audio import Audio
@@ -89,12 +91,28 @@ class System:
                 f"{self.folder} holds hypotheses of another pipeline, or of {self.source} before it changed: remove "
                 "that folder, or give another --output."
             )
+        for corpus in corpora:
+            about = {row["recording"]: row for row in read_manifest(self._folder(corpus))}
+            for reference in corpus.references:
+                if reference.uri in about and self.hypothesis(corpus, reference).is_file():
+                    now = _contents(reference)
+                    if any(about[reference.uri].get(name) != value for name, value in now.items()):
+                        raise InputError(
+                            f"{self.folder} holds a hypothesis about another recording than today's {reference.uri} of "
+                            f"{corpus.protocol}: remove that folder, or give another --output."
+                        )
 
     def remember(self) -> None:
         """Write down what the hypotheses come from."""
         source = os.path.abspath(self.source) if Path(self.source).exists() else self.source
         settings = {"pipeline": source, "fingerprint": self.fingerprint}
         _write(self.folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+
+    def write(self, corpus: Corpus, reference: Reference, rttm: str) -> None:
+        """Write the hypothesis about a recording, and which one that is."""
+        row = {"recording": reference.uri, **_contents(reference)}
+        append_row(self._folder(corpus) / f"{MANIFEST}.jsonl", row)
+        _write(self.hypothesis(corpus, reference), rttm)
 
     def _folder(self, corpus: Corpus) -> Path:
         return self.folder / f"{corpus.protocol}.{corpus.subset}"
@@ -154,7 +172,8 @@ def diarize(system: System, corpora: Sequence[Corpus], device: str, progress: Pr
         for reference in progress.track(references, description=f"{system.label}, {corpus.protocol}"):
             try:
                 recording = _recording(reference.file)
-                bounds = {"num_speakers": len(reference.annotation.labels())} if system.told else {}
+                number = len(reference.annotation.labels()) if system.told else 0
+                bounds = {"num_speakers": number} if number else {}  # nobody is no number of a pipeline
                 if system.latency is None:
                     output = pipeline(recording, **bounds)
                 else:
@@ -167,7 +186,7 @@ def diarize(system: System, corpora: Sequence[Corpus], device: str, progress: Pr
                 message = f"Error: {system.label}, {corpus.protocol}, {reference.uri}: {describe(error)}"
                 progress.console.print(message, markup=False)
             else:
-                _write(system.hypothesis(corpus, reference), rttm)
+                system.write(corpus, reference, rttm)
 
 
 def check_references(corpora: Sequence[Corpus]) -> None:
@@ -196,6 +215,14 @@ def _recording(file: ProtocolFile) -> dict[str, Any]:
     except KeyError as error:
         raise InputError(f"the registry does not say where recordings of {file['database']} are.") from error
     return {"uri": file["uri"], "audio": str(audio), **({"channel": file["channel"]} if "channel" in file else {})}
+
+
+def _contents(reference: Reference) -> dict[str, Any]:
+    """What tells the recording from others; empty where it is not found."""
+    try:
+        return contents(Path(_recording(reference.file)["audio"]))
+    except InputError:  # told when it is its turn
+        return {}
 
 
 def read_hypothesis(path: Path, uri: str) -> Annotation:

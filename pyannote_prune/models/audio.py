@@ -42,6 +42,8 @@ NO_FFMPEG = "soundfile does not know the format, and the libraries of FFmpeg, wh
 
 # seconds decoded at a time, so that of several channels only those wanted are ever whole in memory
 _BLOCK = 60
+# samples in a file whose header does not say how many, as soundfile counts them, and more
+_NO_LENGTH = 1 << 60
 # of recordings, in a message
 _MAX_NAMES = 10
 # share of the energy that independent channels would have when averaged: those that have less cancel each other
@@ -206,6 +208,9 @@ class Audio(UpstreamAudio):
         try:
             with _open(file["audio"]) as reader:
                 rate = reader.samplerate
+                if not _tells_length(reader):
+                    waveform, rate = self(file)
+                    return super().crop({"waveform": waveform, "sample_rate": rate}, segment, mode=mode)
                 start = self.get_num_samples(segment.start, rate)
                 wanted = self.get_num_samples(segment.duration, rate)
                 first, last = max(0, start), min(start + wanted, reader.frames)
@@ -232,7 +237,11 @@ class Audio(UpstreamAudio):
             return super().get_duration(file)
         try:
             with _open(file["audio"]) as reader:
-                return reader.frames / reader.samplerate
+                num_frames = reader.frames
+                if not _tells_length(reader):
+                    blocks = iter(lambda: len(reader.read(_BLOCK * reader.samplerate, dtype="float32")), 0)
+                    num_frames = sum(blocks)
+                return num_frames / reader.samplerate
         except _UnknownFormatError:
             _require_ffmpeg(file)
             return super().get_duration(file)
@@ -275,6 +284,8 @@ def _loudest(energies: Tensor) -> int:
 
 def _warn_if_truncated(file: AudioFile, reader: soundfile.SoundFile, num_samples: int) -> None:
     """Warn of a file with less in it than its header says."""
+    if not _tells_length(reader):
+        return
     expected = reader.frames
     found = re.search(r"^(?:data|SSND) *: (\d+) \(should be (\d+)\)", reader.extra_info, re.MULTILINE)
     # those that are streamed have no length, or the greatest
@@ -288,6 +299,11 @@ def _warn_if_truncated(file: AudioFile, reader: soundfile.SoundFile, num_samples
         )
 
 
+def _tells_length(reader: soundfile.SoundFile) -> bool:
+    """Whether the header says how many samples there are, which that of a FLAC file written to a pipe does not."""
+    return bool(reader.frames < _NO_LENGTH)
+
+
 class _UnknownFormatError(Exception):
     """Not a file that soundfile could ever read."""
 
@@ -298,7 +314,11 @@ def _open(audio: Any) -> Iterator[soundfile.SoundFile]:
         raise InputError(f"No such recording: {audio}.")
     try:
         try:
+            if isinstance(audio, IOBase):
+                audio.seek(0)
             reader = soundfile.SoundFile(audio if isinstance(audio, IOBase) else str(audio))
+            if not _tells_length(reader):
+                reader.seekable = lambda: False  # soundfile would look for where it is, which fails
         except soundfile.LibsndfileError as error:
             raise _UnknownFormatError from error
         with reader:

@@ -231,7 +231,8 @@ class VBxClustering(_Ruled, UpstreamVBxClustering):
         num_chunks, num_speakers, _ = embeddings.shape
         if len(some) < 2:
             hard = np.zeros((num_chunks, num_speakers), dtype=np.int8)
-            return hard, np.ones((num_chunks, num_speakers, 1)), some.mean(axis=0, keepdims=True)
+            centroids = some if len(some) else np.full((1, some.shape[1]), np.nan)
+            return hard, np.ones((num_chunks, num_speakers, 1)), centroids
 
         normalized = _normalize(some)
         dendrogram = linkage(normalized, method="centroid", metric="euclidean")

@@ -165,6 +165,22 @@ def test_finished_recordings_are_skipped(run, scripted, folder, tmp_path):
     assert scripted.asked == ["b", "a", "b", "b", "a"]
 
 
+def test_formats_of_one_extension(run, scripted, folder, tmp_path):
+    (folder / "broken.wav").unlink()
+    assert run(folder, "-p", "any", "-o", tmp_path, "--format", "audacity")[0] == 0
+    code, _, err = run(folder, "-p", "any", "-o", tmp_path, "--format", "txt")
+    assert (code, scripted.asked) == (2, ["b", "a"])
+    assert "holds results of another pipeline or of other settings" in err
+
+
+def test_output_is_utf8_whatever_the_terminal_takes(run, scripted, folder, monkeypatch):
+    content = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(content, encoding="cp1252"))
+    (folder / "b.wav").rename(folder / "\u4f1a\u8bae.wav")
+    code, _, _ = run(folder / "\u4f1a\u8bae.wav", "-p", "any", "-q")
+    assert (code, content.getvalue().decode()) == (0, to_rttm(annotate(TURNS, "\u4f1a\u8bae"), 9.0))
+
+
 def test_ctrl_c(run, scripted, folder, tmp_path, monkeypatch):
     (folder / "broken.wav").unlink()
 

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from pyannote.audio import Pipeline
 
 from pyannote_prune.corpora import Diarizer, diarizer
 from pyannote_prune.corpora.curator import DiarizationAdapter
+from pyannote_prune.corpora.jobs import find_jobs
+from pyannote_prune.corpora.sequence import diarize_linked
 from pyannote_prune.errors import InputError
 from pyannote_prune.pipelines.output import to_rttm
 
@@ -135,3 +138,49 @@ def test_joblib_and_torch_processes(one, wanted, short):
     assert joblib.Parallel(2)(joblib.delayed(call)(one, str(short)) for _ in range(2)) == [wanted] * 2
     with torch.multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.starmap(call, [(one, str(short))] * 2) == [wanted] * 2
+
+
+@pytest.mark.parametrize(
+    ("of_pipeline", "channel", "drawn"), [(None, None, 1.5), (None, 1, 2), (0, None, 1), (0, 1, 2)]
+)
+def test_pictures_are_of_the_channel_that_was_heard(of_pipeline, channel, drawn, untrained, tmp_path):
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.tile([[0.1, 0.2]], (16000, 1)), 16000, subtype="FLOAT")
+    pictures = []
+
+    def draw(diarization, samples, sample_rate, path):
+        pictures.append(samples)
+        path.touch()
+
+    diarizer = Diarizer(str(untrained), channel=channel, draw=("png", draw))
+    diarizer.setup()
+    diarizer._pipeline.channel = of_pipeline
+    (job,) = find_jobs([str(path)])
+    assert diarizer.process(job).error is None
+    assert pictures[0] == pytest.approx(np.full(16000, drawn / 10), abs=1e-6)
+
+
+def test_voices_that_changed_make_other_results(one, tmp_path):
+    voices = tmp_path / "voices.safetensors"
+    voices.write_bytes(b"ann")
+    given = Diarizer(one.pipeline, voices=voices)
+    before = given.made_by()
+    assert given.made_by() == before
+    voices.write_bytes(b"bob")
+    assert given.made_by() != before
+
+
+def test_a_picture_that_fails_is_the_fault_of_one_recording(untrained, short, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.wav").symlink_to(short)
+
+    def draw(diarization, samples, sample_rate, path):
+        if diarization.uri == "a":
+            raise ValueError("no room")
+        path.touch()
+
+    diarizer = Diarizer(str(untrained), embeddings=True, draw=("png", draw))
+    jobs = find_jobs([str(tmp_path / "a.wav")]) + find_jobs([str(tmp_path / "b.wav")])
+    watch = lambda job: nullcontext(lambda *_, **__: None)  # noqa: E731
+    outcomes = [(job.uri, outcome.error) for job, outcome in diarize_linked(diarizer, jobs, watch)]
+    assert outcomes == [("a", f"{tmp_path / 'a.wav'}: ValueError: no room"), ("b", None)]

@@ -35,6 +35,11 @@ def test_text_list(room):
     assert [job.uri for job in find_jobs([str(room / "list.lst"), str(room / "a.wav")])] == ["b", "a"]
 
 
+def test_list_of_a_windows_editor(room):
+    (room / "list.txt").write_text("b.wav\n", encoding="utf-8-sig")
+    assert [job.path.name for job in find_jobs([str(room / "list.txt")])] == ["b.wav"]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

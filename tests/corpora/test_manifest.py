@@ -1,9 +1,12 @@
 import json
 import os
 
+import numpy as np
 import pytest
+import soundfile
 
 from pyannote_prune.corpora.diarizer import Outcome
+from pyannote_prune.corpora.jobs import find_jobs
 from pyannote_prune.corpora.manifest import Manifest, read_manifest
 from pyannote_prune.errors import InputError, InterruptionError
 
@@ -61,6 +64,47 @@ def test_results_of_another_pipeline_are_refused(corpus, tmp_path):
         manifest(tmp_path).unfinished(jobs)
 
 
+def test_another_recording_of_the_same_name_is_refused(corpus, tmp_path):
+    (job,) = corpus("a")
+    out = tmp_path / "out"
+    manifest(out).record(job, outcome(job))
+    elsewhere = tmp_path / "elsewhere" / "a.wav"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(job.path.read_bytes())
+    (moved,) = find_jobs([str(elsewhere)])
+    assert manifest(out).unfinished([moved]) == []
+    soundfile.write(job.path, np.full(8000, 0.5), 8000)  # as long as before
+    with pytest.raises(InputError, match=r"a\.rttm may be about another recording"):
+        manifest(out).unfinished([job])
+    assert manifest(out).unfinished([job], overwrite=True) == [job]
+    # rows of earlier releases do not say which recording they are about
+    path = out / "manifest.jsonl"
+    (row,) = read_manifest(out)
+    path.write_text(json.dumps({name: row[name] for name in row if name not in ("audio_bytes", "audio_checksum")}))
+    assert manifest(out).unfinished([job]) == []
+
+
+def test_what_comes_by_standard_input_is_never_finished(tmp_path):
+    (job,) = find_jobs(["-"])
+    manifest(tmp_path).record(job, outcome(job))
+    with pytest.raises(InputError, match=r"stdin\.rttm may be about another recording, .* by standard input"):
+        manifest(tmp_path).unfinished([job])
+
+
+def test_names_as_long_as_can_be(tmp_path):
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    for name in ("a" * 250, "x", "x.part"):
+        soundfile.write(folder / f"{name}.wav", np.zeros(800), 8000)
+    jobs = find_jobs([str(folder)])
+    out = tmp_path / "out"
+    for job in manifest(out).unfinished(jobs):
+        manifest(out).record(job, outcome(job))
+    assert {path.stem for path in out.glob("*.rttm")} == {"a" * 250, "x", "x.part"}
+    with pytest.raises(InputError, match=r"No file can be written about .*aa\.wav: .*[Nn]ame too long\. Rename it"):
+        Manifest(out, MADE_BY, ["exclusive.rttm"]).unfinished(jobs)
+
+
 def test_shards_have_files_of_their_own(corpus, tmp_path):
     jobs = corpus("a", "b")
     for index, job in enumerate(jobs, start=1):
@@ -98,3 +142,14 @@ def test_full_disk_leaves_no_part(corpus, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert os.listdir(tmp_path / "out") == ["manifest.jsonl"]
     assert names(manifest(tmp_path / "out").unfinished([job])) == ["a"]
+
+
+def test_files_of_before_do_not_outlive_their_row(corpus, tmp_path, monkeypatch):
+    (job,) = corpus("a")
+    manifest(tmp_path).record(job, outcome(job))
+    other = {**MADE_BY, "settings": {}}
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(InterruptionError, match="No space left on device"):
+        manifest(tmp_path, other).record(job, outcome(job))
+    monkeypatch.undo()
+    assert names(manifest(tmp_path, other).unfinished([job])) == ["a"]

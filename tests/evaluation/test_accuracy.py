@@ -128,7 +128,7 @@ def evaluation(fake, registry, pipeline, tmp_path):
 
 
 def kept(tmp_path, label="base", protocol=MAIN):
-    return sorted(path.name for path in (tmp_path / "out" / label / f"{protocol}.test").iterdir())
+    return sorted(path.name for path in (tmp_path / "out" / label / f"{protocol}.test").glob("*.rttm"))
 
 
 def test_rates_counted_by_hand(evaluation, tmp_path):
@@ -203,6 +203,27 @@ def test_told_the_number_of_speakers(evaluation, fake, tmp_path):
     assert fake.told[2:] == [{"num_speakers": 2}, {"num_speakers": 1}]
     assert results.about["number of speakers"] == "told"
     assert kept(tmp_path) == kept(tmp_path, "base-told") == ["one.rttm", "two.rttm"]
+
+
+def test_told_that_nobody_speaks(evaluation, fake, registry):
+    (registry.parent / "all.rttm").write_text(rttm("one", 0, 4))
+    assert [file["speech"] for file in evaluation(told=True).rows[0]["files"]] == [4, 0]
+    assert fake.told == [{"num_speakers": 1}, {}]
+
+
+def test_hypotheses_about_other_recordings_are_refused(evaluation, fake, registry, tmp_path):
+    first = evaluation()
+    samples = np.full(16 * 4000, 0.5)  # as long as before
+    soundfile.write(registry.parent / "two.wav", samples, 4000)
+    with pytest.raises(InputError, match=r"out/base holds a hypothesis about another recording than today's two of"):
+        evaluation()
+    (tmp_path / "out" / "base" / f"{MAIN}.test" / "two.rttm").unlink()
+    assert evaluation().rows == evaluation().rows == first.rows
+    assert fake.asked == ["one", "two", "two"]
+    # where recordings lie does not matter
+    shutil.move(registry.parent, tmp_path / "elsewhere")
+    evaluation(registry=tmp_path / "elsewhere" / registry.name)
+    assert fake.asked == ["one", "two", "two"]
 
 
 def test_interruption(evaluation, fake, monkeypatch, tmp_path):

@@ -1,9 +1,12 @@
 """Recordings in folders, and what FFmpeg reads."""
 
+import io
+
 import numpy as np
 import pytest
 import soundfile
 import torch
+from pyannote.core import Segment
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import audio
@@ -81,3 +84,30 @@ def test_samples_far_beyond_full_scale():
     waveform = torch.full((1, 16000), 1e30)
     with pytest.raises(InputError, match=r"loud has samples as large as 1e\+30: expected numbers in \[-1, 1\]"):
         decode({"waveform": waveform, "sample_rate": 16000, "uri": "loud"}, 16000)
+
+
+def test_flac_that_was_written_to_a_pipe(tmp_path, recwarn):
+    """Its header says nothing of its length."""
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 8000 * 61).astype(np.float32)
+    whole, piped = tmp_path / "whole.flac", tmp_path / "piped.flac"
+    soundfile.write(whole, samples, 8000)
+    content = bytearray(whole.read_bytes())
+    content[21] &= 0xF0  # number of samples: 36 bits of the first block
+    content[22:26] = bytes(4)
+    piped.write_bytes(content)
+    read = audio.Audio()
+    assert read.get_duration(piped) == read.get_duration(whole) == 61
+    assert torch.equal(read(piped)[0], read(whole)[0])
+    assert torch.equal(read({"audio": io.BytesIO(content)})[0], read(whole)[0])
+    part = Segment(59.5, 60.5)
+    assert torch.equal(read.crop(piped, part)[0], read.crop(whole, part)[0])
+    with pytest.raises(ValueError, match="61"):
+        read.crop(piped, Segment(60.5, 62))
+    assert not list(recwarn)
+
+
+def test_file_object_at_its_end():
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(8000), 8000, format="wav")
+    waveform, rate = audio.Audio()(file)
+    assert (waveform.shape, rate) == ((1, 8000), 8000)
