@@ -33,7 +33,7 @@ def speed(
         bool,
         typer.Option(
             "--onnx",
-            help="Also time ONNX Runtime, in float32 and int8. Exporting takes minutes. Needs pyannote-prune[onnx].",
+            help="Also time ONNX Runtime, in float32 and int8. Exporting takes minutes. Needs pyannote-prune\\[onnx].",
         ),
     ] = False,
     as_json: AsJson = False,

@@ -31,7 +31,7 @@ def calibrate(
 
     Enrolls half of the people with half of their recordings, and simulates conversations with the others. The threshold
     is the greatest with at most 0.5 % false accepts: use it as `diarize --voice-threshold`. Needs
-    pyannote-prune[simulation].
+    pyannote-prune\\[simulation].
 
     Example: pyannote-prune calibrate voices --pipeline pipeline
     """

@@ -47,4 +47,5 @@ def enroll(
         voices = enroll(folder, loaded, tell)
     with writing(destination) as part:
         voices.save(part)
-    typer.echo(f"{destination}: {len(voices.names)} voices ({', '.join(voices.names)}).", err=True)
+    number = f"{len(voices.names)} voice{'' if len(voices.names) == 1 else 's'}"
+    typer.echo(f"{destination}: {number} ({', '.join(voices.names)}).", err=True)

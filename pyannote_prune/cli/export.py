@@ -25,7 +25,7 @@ def export(
     """Export a pipeline to ONNX: for ONNX Runtime and sherpa-onnx, on servers, phones and in browsers.
 
     Writes segmentation.onnx, embedding.onnx, settings, a README and an example. The directory is a pipeline directory.
-    Takes a few minutes. Needs pyannote-prune[onnx].
+    Takes a few minutes. Needs pyannote-prune\\[onnx].
 
     Example: pyannote-prune export pipeline exported
     """
