@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,11 +71,9 @@ def stream(
         raise InputError(f"--speed must be more than 0, got {speed:g}.")
     if speed is not None and audio in (None, "-"):
         raise InputError("--speed is for recordings: standard input and microphones have their own.")
-    if output is not None and output.is_dir():
-        raise InputError(f"{output} is a directory: name a file for the RTTM.")
 
     from pyannote_prune import embedded_pipeline
-    from pyannote_prune.corpora.jobs import writing
+    from pyannote_prune.corpora.jobs import find_jobs, writing
     from pyannote_prune.corpora.sound import open_sound
     from pyannote_prune.pipelines.bounds import check_bounds
     from pyannote_prune.pipelines.output import FORMATS
@@ -84,14 +83,16 @@ def stream(
     check_latency(latency, "--latency")
     check_bounds(num_speakers, min_speakers, max_speakers, prefix="--")
     source = open_sound(audio, rate)
+    if output is not None:
+        _check_output(output)
     name = str(embedded_pipeline()) if pipeline is None else pipeline
     loaded = load_pipeline(name, device, revision, token)
     if not hasattr(loaded, "stream"):
         raise InputError(f"{name} is a {type(loaded).__name__}, which takes whole recordings alone: see `diarize`.")
-    uri = Path(audio).stem if audio not in (None, "-") else "stream"
+    uri = "stream" if audio in (None, "-") else find_jobs([audio])[0].uri
     bounds = {"num_speakers": num_speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
     session = loaded.stream(latency, source.sample_rate, uri, **bounds)
-    with _shown(form, session) as show, source.blocks() as blocks:
+    with source.blocks(loaded.channel) as blocks, _shown(form, session) as show:
         started = time.monotonic()
         try:
             for samples in blocks:
@@ -113,6 +114,18 @@ def stream(
     if output is not None:
         with writing(output) as part:
             part.write_text(FORMATS["rttm"].write(diarization, duration), encoding="utf-8")
+
+
+def _check_output(output: Path) -> None:
+    """Refuse, by an `InputError`, what could not be written at the end; the folder of the file is created."""
+    try:
+        if output.exists() and not output.is_file():
+            raise InputError(f"{output} is a directory or a device: name a file for the RTTM.")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=output.name, dir=output.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"--output {output} could not be written ({error.strerror}).") from None
 
 
 @contextmanager

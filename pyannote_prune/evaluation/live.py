@@ -9,7 +9,7 @@ from typing import Any
 from pyannote.core import Annotation
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.models.audio import Audio
+from pyannote_prune.models.audio import Audio, unreadable
 from pyannote_prune.pipelines.streaming import Update
 
 # seconds of a push
@@ -78,11 +78,15 @@ def follow_live(
     Raises
     ------
     InputError
-        When the pipeline has no sessions.
+        When the pipeline has no sessions, or when the recording is unreadable or lacks the channel of the pipeline.
     """
     if not hasattr(pipeline, "stream"):
         raise InputError(f"A {type(pipeline).__name__} takes whole recordings alone, no audio as it arrives.")
-    waveform, sample_rate = Audio(mono="downmix")(file)
+    channel = pipeline.channel if file.get("channel") is None else file["channel"]
+    try:
+        waveform, sample_rate = Audio(mono="downmix")({**file, "channel": channel})
+    except Exception as error:  # soundfile and FFmpeg fail in many ways
+        raise unreadable(file["uri"], error) from error
     session = pipeline.stream(latency, sample_rate, uri=file["uri"], **bounds)
     figures, before = LiveFigures(), None
     for samples in waveform[0].split(round(_PUSH * sample_rate)):

@@ -55,8 +55,8 @@ class FrameStream:
     @classmethod
     def start(cls, model: Any, context: int, span: float) -> FrameStream:
         """Begin, before any audio"""
-        frames, empty = torch.zeros(model.channels, 0), torch.zeros(0)
-        return cls(context, span, empty, empty, 0, torch.zeros(()), frames, 0, frames)
+        frames, empty, total = (torch.zeros(size, dtype=torch.float32) for size in ((model.channels, 0), 0, ()))
+        return cls(context, span, empty, empty, 0, total, frames, 0, frames)
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,9 @@ def embed_recording(
     step = model.receptive_field_center(1) / model.hparams.sample_rate - first
     starts = np.array([chunks[index].start for index in range(num_chunks)])
 
-    count = torch.zeros(num_chunks, num_speakers, device=model.device)
-    sums, squares = (torch.zeros(num_chunks, num_speakers, model.channels, device=model.device) for _ in range(2))
+    # whatever the default type of the process is
+    zeros = partial(torch.zeros, num_chunks, num_speakers, dtype=torch.float32, device=model.device)
+    count, sums, squares = zeros(), zeros(model.channels), zeros(model.channels)
     progress(0, num_chunks)
     for start, frames in model.blocks(features):
         times = first + step * np.arange(start, start + frames.shape[1])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchaudio.functional import resample
 
@@ -79,13 +80,13 @@ class ArrivingAudio:
         self.chunks: list[np.ndarray] = []
         self.num_samples = 0
         # at the rate of the models, not taken yet
-        self.waiting = torch.zeros(0)
+        self.waiting = torch.zeros(0, dtype=torch.float32)
         # of the audio: what the next resampled samples depend on
         common = math.gcd(sample_rate, model_rate)
         self._unit, self._resampled_unit = sample_rate // common, model_rate // common
         width = _FILTER_WIDTH * max(1, -(-sample_rate // model_rate))
         self._context = -(-width // self._unit) * self._unit
-        self._tail = torch.zeros(0)
+        self._tail = torch.zeros(0, dtype=torch.float32)
         self._before = 0
 
     def push(self, samples: Any) -> None:
@@ -132,7 +133,7 @@ class ArrivingAudio:
         """Complete the last step with zeros: no more audio follows"""
         self._convert(self._tail, last=True)
         missing = -len(self.waiting) % self.step
-        self.waiting = torch.cat([self.waiting, torch.zeros(missing)])
+        self.waiting = F.pad(self.waiting, (0, missing))
 
     @property
     def duration(self) -> float:
@@ -141,7 +142,7 @@ class ArrivingAudio:
 
     def whole(self) -> Tensor:
         """All of the audio, as `decode` takes it: (1, num_samples)"""
-        waveform = torch.empty(1, self.num_samples)
+        waveform = torch.empty(1, self.num_samples, dtype=torch.float32)
         start = 0
         for chunk in self.chunks:
             waveform[0, start : start + len(chunk)] = _to_float(chunk)
@@ -152,7 +153,6 @@ class ArrivingAudio:
         """Resample as much as does not depend on what follows, in whole units, so that phases stay the same."""
         if self.sample_rate == self.model_rate:
             self.waiting = torch.cat([self.waiting, tail])
-            self._tail = torch.zeros(0)
             return
         after = 0 if last else self._context
         units = max(0, len(tail) - self._before - after) // self._unit

@@ -148,7 +148,7 @@ def start(
         float(latency),
         bounds,
         ArrivingAudio(int(sample_rate), rate, step, pipeline.normalize),
-        WindowStream(torch.zeros(size - step)),
+        WindowStream(torch.zeros(size - step, dtype=torch.float32)),
         FrameStream.start(network, context, inference.duration + 2 * CONTEXT + step / rate) if context else None,
         LiveSpeakers(size / rate, step / rate, max(1, round(inference.step * rate / step)), most or GREATEST_NUMBER),
         LiveTurns(
@@ -224,7 +224,9 @@ class StreamSession:
         state = self.state
         if not state.audio.num_samples:
             raise InputError("There is nothing to finish: no samples were pushed.")
-        file = {"waveform": state.audio.whole(), "sample_rate": state.audio.sample_rate, "uri": state.uri}
+        waveform, rate = state.audio.whole(), state.audio.sample_rate
+        # its only channel is the one that the pipeline takes
+        file = {"waveform": waveform, "sample_rate": rate, "uri": state.uri, "channel": 0}
         output: Any = self.pipeline(file, **state.bounds)  # type: ignore[arg-type]
         self.end()
         return output

@@ -1,8 +1,11 @@
 """`stream`: recordings, pipes and microphones, as they come."""
 
 import io
+import itertools
 import json
+import os
 import re
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -11,8 +14,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from pyannote.database.util import load_rttm
 
+from pyannote_prune import embedded_pipeline
 from pyannote_prune.corpora.sound import PipedSound, open_sound
 from pyannote_prune.errors import InputError
 from tests.conftest import SAMPLE
@@ -73,22 +78,65 @@ def test_headers_of_pipes(recording):
         header[:4] + b"\xff\xff\xff\xff" + header[8:40] + b"\xff\xff\xff\xff" + recording.tobytes(),
         # with a chunk before the samples
         header[:36] + b"LIST" + struct.pack("<I", 3) + b"abc\0" + header[36:] + recording.tobytes(),
+        # with a cover after them
+        header + recording.tobytes() + b"id3 " + struct.pack("<I", 50000) + bytes(range(250)) * 200,
     ):
-        sound = PipedSound(io.BytesIO(content), RATE)
+        pipe = io.BytesIO(content)
+        sound = PipedSound(pipe, RATE)
         assert sound.sample_rate == RATE
         with sound.blocks() as blocks:
             np.testing.assert_array_equal(np.concatenate(list(blocks)), recording)
+        # whoever writes it gets rid of all
+        assert not pipe.read()
 
 
-def test_two_channels_are_averaged(tmp_path):
+@pytest.mark.parametrize("channel", [None, 0, 1])
+def test_two_channels(tmp_path, channel):
+    """Their average, or the one that the pipeline takes"""
     samples = np.random.default_rng(0).integers(-1000, 1000, (5000, 2)).astype(np.int16)
     soundfile.write(tmp_path / "stereo.wav", samples, 8000)
     piped = PipedSound(io.BytesIO((tmp_path / "stereo.wav").read_bytes()), RATE)
     for sound in (piped, open_sound(str(tmp_path / "stereo.wav"), RATE)):
         assert sound.sample_rate == 8000
-        with sound.blocks() as blocks:
+        with sound.blocks(channel) as blocks:
             read = np.concatenate(list(blocks))
-        np.testing.assert_allclose(read, samples.mean(axis=1) / 32768, atol=1e-7)
+        read = read / 32768 if read.dtype == np.int16 else read
+        expected = samples.mean(axis=1) if channel is None else samples[:, channel]
+        np.testing.assert_allclose(read, expected / 32768, atol=1e-7)
+
+
+def test_the_channel_of_the_pipeline(run, recording, monkeypatch):
+    """As `diarize` takes it, from a file and from a pipe"""
+    shutil.copytree(embedded_pipeline(), "second")
+    config = Path("second/config.yaml")
+    content = yaml.safe_load(config.read_text())
+    content["pipeline"]["params"]["channel"] = 1
+    config.write_text(yaml.safe_dump(content))
+    soundfile.write("stereo.wav", np.stack([np.roll(recording, RATE), recording], 1), RATE)
+    options = ("--pipeline", "second", "--output", "live.rttm")
+    code, expected, err = run("diarize", "stereo.wav", "--pipeline", "second", "-q")
+    assert code == 0 and expected, err
+    assert run("stream", "stereo.wav", *options)[0] == 0
+    assert Path("live.rttm").read_text() == expected
+    pipe(monkeypatch, Path("stereo.wav").read_bytes())
+    assert run("stream", "-", *options)[0] == 0
+    assert Path("live.rttm").read_text() == expected.replace("stereo", "stream")
+
+    pipe(monkeypatch, Path("meeting.wav").read_bytes())
+    for audio, name in (("meeting.wav", "meeting.wav"), ("-", "Standard input")):
+        code, out, err = run("stream", audio, "--pipeline", "second")
+        assert (code, out) == (2, "")
+        assert f"{name} has no channel 1" in err
+
+
+def test_channels_that_cancel(recording):
+    """The first of them, as the pipeline decodes it"""
+    soundfile.write("opposite.wav", np.stack([recording, -recording], 1), RATE)
+    with (
+        pytest.warns(UserWarning, match="channel 0 is used alone"),
+        open_sound("opposite.wav", RATE).blocks() as blocks,
+    ):
+        np.testing.assert_array_equal(np.concatenate(list(blocks)) * 32768, recording)
 
 
 def test_the_table_of_a_terminal(run, recording, untrained):
@@ -150,12 +198,71 @@ def test_bad_input(run, recording, words, message, monkeypatch):
     assert message in err
 
 
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"RIFF\0\0\0\0WAVEfmt ", "ends before"), (b"RIFF\0\0\0\0WAVEdata\0\0\0\0", "ends before")]
-)
-def test_broken_header(content, message):
-    with pytest.raises(InputError, match=message):
+def test_the_output_is_checked_before_the_session(run, recording, untrained):
+    Path("file").touch()
+    os.mkfifo("pipe")
+    for output in ("file/live.rttm", f"{'long' * 100}.rttm", "pipe"):
+        code, out, err = run("stream", "meeting.wav", "--pipeline", untrained, "--output", output)
+        assert (code, out) == (2, ""), err
+        assert output in err
+    assert sorted(path.name for path in Path().iterdir()) == ["file", "meeting.wav", "pipe"]
+
+
+def test_a_name_with_spaces(run, recording, untrained):
+    Path("meeting.wav").rename("my meeting.wav")
+    code, _, err = run("stream", "my meeting.wav", "--pipeline", untrained, "--output", "new/live.rttm")
+    assert code == 0, err
+    assert load_rttm("new/live.rttm")["my_meeting"]
+    assert [path.name for path in Path("new").iterdir()] == ["live.rttm"]
+
+
+def test_closed_standard_input(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, out, err = run("stream", "-")
+    assert (code, out) == (2, "")
+    assert "closed" in err
+
+
+@pytest.mark.parametrize("content", [b"RIFF\0\0", b"RIFF\0\0\0\0WAVEfmt ", b"RIFF\0\0\0\0WAVEdata\0\0\0\0"])
+def test_broken_header(content):
+    with pytest.raises(InputError, match="ends before"):
         PipedSound(io.BytesIO(content), RATE)
+
+
+def test_a_header_that_is_cut_off(recording):
+    content = Path("meeting.wav").read_bytes()
+    for size in range(4, 44):
+        with pytest.raises(InputError, match="ends before"):
+            PipedSound(io.BytesIO(content[:size]), RATE)
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        *((form, {}) for form in ("FLAC", "OGG", "MP3", "AIFF", "CAF", "AU", "RF64", "W64", "NIST")),
+        ("WAV", {"endian": "BIG"}),
+    ],
+)
+def test_other_formats_are_no_samples(recording, form, options):
+    content = io.BytesIO()
+    soundfile.write(content, recording, RATE, format=form, **options)
+    content.seek(0)
+    with pytest.raises(InputError, match="ffmpeg -i"):
+        PipedSound(content, RATE)
+
+
+@pytest.mark.parametrize("content", [b"ID3\x04", b"\0\0\0 ftypisom", b"\x1aE\xdf\xa3", b"RIFF\0\0\0\0AVI "])
+def test_other_containers_are_no_samples(content):
+    with pytest.raises(InputError, match="ffmpeg -i"):
+        PipedSound(io.BytesIO(content.ljust(100, b"\0")), RATE)
+
+
+def test_quiet_samples_are_of_no_format():
+    """Whatever they begin with"""
+    for first, second in itertools.product(range(-500, 500, 3), (-300, -1, 0, 1, 16, 300)):
+        sound = PipedSound(io.BytesIO(np.array([first, second] * 8, dtype="<i2").tobytes()), RATE)
+        with sound.blocks() as blocks:
+            assert len(np.concatenate(list(blocks))) == 16
 
 
 def test_samples_of_other_kinds_are_refused(tmp_path):

@@ -16,14 +16,16 @@ from pyannote_prune.pipelines.streaming import Update
 class Scripted:
     """A session that tells a second of speech at each whole second, half a second late, and changes its mind once."""
 
-    def __init__(self):
+    def __init__(self, channel=None):
         self.time, self.diarization = 0.0, Annotation(uri="talk")
+        self.channel, self.pushed = channel, []
 
     def stream(self, latency, sample_rate, uri, **bounds):
         self.asked = (latency, sample_rate, uri, bounds)
         return self
 
     def push(self, samples):
+        self.pushed += samples.tolist()
         before, self.time = self.time, round(self.time + len(samples) / 1000, 6)
         final, tentative = [], []
         if int(before - 0.5) < int(self.time - 0.5):
@@ -47,6 +49,19 @@ def test_changes_and_delay(tmp_path):
     assert diarization is pipeline.diarization
     # told at 1.5 and 2.5 s, of seconds whose middles are a second before
     assert figures.as_dict() == pytest.approx({"seconds": 3.0, "changes": 1, "speech": 2.0, "waited": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("own", "of_file", "expected"),
+    [(None, {}, 0.25), (1, {}, 0.5), (1, {"channel": None}, 0.5), (1, {"channel": 0}, 0.0)],
+)
+def test_the_channel_is_that_of_whole_recordings(tmp_path, own, of_file, expected):
+    soundfile.write(tmp_path / "talk.wav", np.tile([0, 0.5], (500, 1)), 1000)
+    pipeline = Scripted(own)
+    follow_live(pipeline, {"uri": "talk", "audio": str(tmp_path / "talk.wav"), **of_file}, 0.5)
+    assert pipeline.pushed == [expected] * 500
+    with pytest.raises(InputError, match="no channel 2"):
+        follow_live(Scripted(2), {"uri": "talk", "audio": str(tmp_path / "talk.wav")}, 0.5)
 
 
 def test_pipelines_without_sessions_are_refused():

@@ -88,6 +88,23 @@ def test_sizes_of_pushes_change_nothing(foreign, sample, sizes, latency):
     assert whole.diarization == parts.diarization
 
 
+def test_whatever_the_default_type_is(embedded, foreign, sample):
+    """Of a process that computes in double precision otherwise"""
+
+    def results(pipeline, rate):
+        session = pipeline.stream(latency=0.5, sample_rate=rate)
+        session.push(sample[7 * RATE : 10 * RATE])
+        return session.diarization, session.finish().speaker_diarization
+
+    cases = [(embedded, 16000), (embedded, 22050), (foreign, 16000)]
+    expected = [results(*case) for case in cases]
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert [results(*case) for case in cases] == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_pushes_of_one_sample(embedded, sample):
     samples = sample[7 * RATE : 9 * RATE]
     whole, parts = embedded.stream(latency=0.5), embedded.stream(latency=0.5)
