@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import stat
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -119,11 +120,10 @@ def stream(
 def _check_output(output: Path) -> None:
     """Refuse, by an `InputError`, what could not be written at the end; the folder of the file is created."""
     try:
-        if output.exists() and not output.is_file():
-            raise InputError(f"{output} is a directory or a device: name a file for the RTTM.")
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=output.name, dir=output.parent):
-            pass
+        with tempfile.NamedTemporaryFile(dir=output.parent), suppress(FileNotFoundError):
+            if not stat.S_ISREG(output.stat().st_mode):
+                raise InputError(f"{output} is a directory or a device: name a file for the RTTM.")
     except OSError as error:
         raise InputError(f"--output {output} could not be written ({error.strerror}).") from None
 

@@ -208,12 +208,14 @@ def test_the_output_is_checked_before_the_session(run, recording, untrained):
     assert sorted(path.name for path in Path().iterdir()) == ["file", "meeting.wav", "pipe"]
 
 
-def test_a_name_with_spaces(run, recording, untrained):
+def test_names_of_files(run, recording, untrained):
+    """With spaces, which RTTM does not allow, and of all characters that a system allows"""
     Path("meeting.wav").rename("my meeting.wav")
-    code, _, err = run("stream", "my meeting.wav", "--pipeline", untrained, "--output", "new/live.rttm")
+    output = Path("new", f"{'l' * 250}.rttm")
+    code, _, err = run("stream", "my meeting.wav", "--pipeline", untrained, "--output", output)
     assert code == 0, err
-    assert load_rttm("new/live.rttm")["my_meeting"]
-    assert [path.name for path in Path("new").iterdir()] == ["live.rttm"]
+    assert load_rttm(output)["my_meeting"]
+    assert list(Path("new").iterdir()) == [output]
 
 
 def test_closed_standard_input(run, monkeypatch):
