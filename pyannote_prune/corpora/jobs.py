@@ -108,8 +108,9 @@ def find_jobs(given: Sequence[str]) -> list[Job]:
     for name in given:
         if _URL.match(name):
             raise InputError(f"{name} is a URL: download the recording, and give its file or `-` for standard input.")
-        if name == STANDARD_INPUT and sys.stdin.isatty():
-            raise InputError("`-` reads a recording from standard input, which is a terminal: redirect a file to it.")
+        if name == STANDARD_INPUT and (sys.stdin is None or sys.stdin.isatty()):
+            what = "closed" if sys.stdin is None else "a terminal"
+            raise InputError(f"`-` reads a recording from standard input, which is {what}: redirect a file to it.")
         path = Path(name)
         if path.suffix.lower() in LISTS and path.is_file():
             for entry in read_list(path):

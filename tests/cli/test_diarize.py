@@ -207,6 +207,10 @@ def test_standard_input(run, scripted, folder, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
     code, _, err = run("-", "-p", "any", "-q")
     assert (code, err) == (2, "Error: - is empty: it has no samples.\n")
+    monkeypatch.setattr("sys.stdin", None)
+    code, _, err = run("-", "-p", "any", "-q")
+    assert code == 2
+    assert "standard input, which is closed" in err
 
 
 def test_named_pipe(run, scripted, folder):
