@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
 from pyannote_prune.errors import InputError
 
 log = logging.getLogger(__name__)
+
+# checkpoint of the last epoch
+LAST = "last.ckpt"
 
 
 class ProgressBar(RichProgressBar):
@@ -88,6 +92,33 @@ class EpochLog(Callback):
 def _duration(seconds: float) -> str:
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"
+
+
+class Checkpoints(ModelCheckpoint):
+    """The best checkpoints, and `last.ckpt` of each epoch, in a directory that may be moved
+
+    Lightning writes its own `last.ckpt` only in epochs that are among the best, and keeps paths from the root.
+    """
+
+    dirpath: str
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the epoch, however good it is"""
+        super().on_train_epoch_end(trainer, pl_module)
+        if not trainer.fast_dev_run:
+            self.last_model_path = str(Path(self.dirpath) / LAST)
+            trainer.save_checkpoint(self.last_model_path, self.save_weights_only)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from `state_dict`, with the paths that files have now"""
+
+        def here(path: str) -> str:
+            return str(Path(self.dirpath) / Path(path).name) if path else path
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved: dict[str, Any] = {name: here(state_dict[name]) for name in paths}
+        moved["best_k_models"] = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "dirpath": self.dirpath})
 
 
 class GivenLearningRates(Callback):

@@ -19,9 +19,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from pyannote_prune.checkpoints.lightning import quiet_lightning
 from pyannote_prune.errors import FULL, InputError, InterruptionError, describe
 from pyannote_prune.models.audio import Audio
-from pyannote_prune.training.callbacks import EpochLog, GivenLearningRates, PercentileGradientClipping, ProgressBar
+from pyannote_prune.training.callbacks import (
+    Checkpoints,
+    EpochLog,
+    GivenLearningRates,
+    PercentileGradientClipping,
+    ProgressBar,
+)
 from pyannote_prune.training.options import TrainingOptions
-from pyannote_prune.training.state import latest_checkpoint
+from pyannote_prune.training.state import latest_checkpoint, read_lazily
 
 # of the best checkpoints
 KEPT = 5
@@ -68,12 +74,11 @@ def fit(
     if not hasattr(task, "configure_optimizers"):
         model.configure_optimizers = partial(configure_optimizers, model, options, monitor)
 
-    checkpoint = ModelCheckpoint(
+    checkpoint = Checkpoints(
         dirpath=directory,
         monitor=monitor,
         mode=direction,
         save_top_k=min(keep, 1) if monitor is None else keep,
-        save_last=True,
         filename="{epoch:04d}" if monitor is None else f"{{epoch:04d}}-{{{monitor}:.6f}}",
         auto_insert_metric_name=False,
     )
@@ -88,6 +93,9 @@ def fit(
     if monitor is not None and options.patience is not None:
         callbacks.append(EarlyStopping(monitor=monitor, mode=direction, patience=options.patience))
 
+    latest = latest_checkpoint(directory)
+    if latest is not None and (given.get("max_epochs") or -1) > 0:  # Lightning refuses less than what is finished
+        given["max_epochs"] = max(given["max_epochs"], read_lazily(latest)["epoch"])
     with _interruptions(directory, epochs), quiet_lightning():
         trainer = Trainer(
             **{
@@ -99,7 +107,7 @@ def fit(
                 "default_root_dir": directory,
             }
         )
-        trainer.fit(model, ckpt_path=latest_checkpoint(directory), weights_only=False)
+        trainer.fit(model, ckpt_path=latest, weights_only=False)
     return checkpoint
 
 

@@ -66,11 +66,9 @@ def run_stage(folder: Path, run: Callable[[Path], Model]) -> Path:
 
 def finetune(model: Model, task: SpeakerDiarization, options: TrainingOptions, folder: Path, average: int = 1) -> Model:
     """A model that learns diarization: its best epoch, or the average of the best ones"""
-    checkpoint = fit(model, task, folder, options, keep=max(average, KEPT))
-    best = load_model(checkpoint.best_model_path)
-    if average > 1:
-        best.load_state_dict(_average_of_best(folder, average))
-    return best
+    fit(model, task, folder, options, keep=max(average, KEPT))
+    model.load_state_dict(_average_of_best(folder, average))
+    return model
 
 
 def prune(

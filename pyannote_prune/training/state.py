@@ -6,6 +6,7 @@ checked, and bind once there is work to lose: a checkpoint, or the result of a s
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 import zipfile
@@ -17,6 +18,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from pyannote.audio import Model
@@ -234,12 +236,13 @@ def describe_settings(value: Any) -> Any:
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint of an interrupted run, None when there is none
+    """The complete checkpoint of an interrupted run that was trained for longest, None when there is none
 
     Those that are damaged are passed over, with a warning.
     """
     damaged = []
-    for path in sorted(directory.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True):
+    # at the end of an epoch, `last.ckpt` comes after what validation saved
+    for path in sorted(directory.glob("*.ckpt"), key=lambda path: (_step(path), path.name), reverse=True):
         try:
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is None:
@@ -254,3 +257,17 @@ def latest_checkpoint(directory: Path) -> Path | None:
         start = f"resumes from {path}" if path is not None else "starts again"
         warnings.warn(f"Damaged checkpoints are skipped: {names}. Training {start}.", stacklevel=2)
     return path
+
+
+def read_lazily(path: Path) -> dict[str, Any]:
+    """A checkpoint of a run, whose tensors are read from its file when they are used."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    return content
+
+
+def _step(path: Path) -> float:
+    """Optimizer steps before a checkpoint; infinitely many of a damaged one, to be found."""
+    try:
+        return float(read_lazily(path)["global_step"])
+    except Exception:
+        return math.inf

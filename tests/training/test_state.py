@@ -187,9 +187,16 @@ def test_descriptions_are_plain():
     assert describe_settings(TrainingOptions())["optimizer"]["_target_"].endswith("AdamW")
 
 
+def test_the_latest_checkpoint_is_not_the_newest_file(tmp_path):
+    for age, (name, step) in enumerate([("last", 30), ("0002-0.5", 30), ("0000-0.7", 10), ("0001-0.6", 20)]):
+        torch.save({"global_step": step}, tmp_path / f"{name}.ckpt")
+        os.utime(tmp_path / f"{name}.ckpt", (age, age))  # as a copy has it
+    assert latest_checkpoint(tmp_path) == tmp_path / "last.ckpt"
+
+
 def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
     assert latest_checkpoint(tmp_path) is None
-    torch.save({"epoch": 1}, tmp_path / "0001.ckpt")
+    torch.save({"global_step": 9}, tmp_path / "0001.ckpt")
     content = (tmp_path / "0001.ckpt").read_bytes()
     (tmp_path / "last.ckpt").write_bytes(content[: len(content) // 2])
     with pytest.warns(UserWarning, match="Damaged checkpoints are skipped"):
