@@ -15,6 +15,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import instantiate
+from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from pyannote.database import FileFinder
@@ -130,6 +131,20 @@ def output_directory() -> Path:
 def plain(config: DictConfig) -> dict[str, Any]:
     """A configuration without interpolations, as plain values."""
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def seed(config: DictConfig) -> None:
+    """Seed all random numbers of a run
+
+    Raises
+    ------
+    InputError
+        When the seed is none.
+    """
+    value = config.seed
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
+        raise InputError(f"seed must be a whole number from 0 to {2**32 - 1}, got {value!r}.")
+    seed_everything(value, workers=True, verbose=False)
 
 
 def load_protocol(config: DictConfig) -> Any:

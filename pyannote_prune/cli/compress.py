@@ -36,10 +36,9 @@ def compress(
 def _compress(config: DictConfig, check: bool) -> None:
     """Run the recipe, and write a report."""
     from hydra.utils import instantiate
-    from lightning.pytorch import seed_everything
 
     from pyannote_prune import training
-    from pyannote_prune.cli.application import load_augmentation, load_protocol, output_directory, plain
+    from pyannote_prune.cli.application import load_augmentation, load_protocol, output_directory, plain, seed
     from pyannote_prune.reports.run import reporting
 
     protocol = load_protocol(config)
@@ -53,7 +52,7 @@ def _compress(config: DictConfig, check: bool) -> None:
         new_head=config.new_head,
     )
     directory = output_directory()
-    seed_everything(config.seed, workers=True, verbose=False)
+    seed(config)
     with nullcontext() if check else reporting(directory):
         training.compress(
             lambda: instantiate(config.model, _convert_="all"),

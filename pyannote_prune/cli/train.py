@@ -43,7 +43,6 @@ def train(
 def _train(config: DictConfig, check: bool) -> float | None:
     """Train one model, and write a report; the score is lower for a better model, as Hydra's sweepers take it."""
     from hydra.utils import instantiate
-    from lightning.pytorch import seed_everything
 
     from pyannote_prune import training
     from pyannote_prune.cli.application import (
@@ -51,12 +50,13 @@ def _train(config: DictConfig, check: bool) -> float | None:
         load_protocol,
         output_directory,
         plain,
+        seed,
         training_options,
     )
     from pyannote_prune.reports.run import reporting
     from pyannote_prune.training.single import check_run
 
-    seed_everything(config.seed, workers=True, verbose=False)
+    seed(config)
     task = instantiate(
         config.task, protocol=load_protocol(config), augmentation=load_augmentation(config), _convert_="all"
     )

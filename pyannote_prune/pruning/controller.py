@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ def check_target(target: float, objective: str) -> None:
     """Raise an `InputError` for a target sparsity, or an objective, that is out of range."""
     if objective not in OBJECTIVES:
         raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}.")
-    if not 0 <= target < 1:
-        raise InputError(f"The target sparsity must be in [0, 1), got {target}.")
+    if not isinstance(target, Real) or not 0 <= target < 1:
+        raise InputError(f"The target sparsity must be in [0, 1), got {target!r}.")
 
 
 class SparsityController(nn.Module):

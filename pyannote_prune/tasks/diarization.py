@@ -18,6 +18,7 @@ from torch import Tensor
 from pyannote_prune.errors import InputError
 from pyannote_prune.models.audio import Audio, find_recordings
 from pyannote_prune.simulation import Simulator
+from pyannote_prune.tasks.numbers import check_numbers
 from pyannote_prune.tasks.soft_labels import SoftLabels, align, load_teacher, soft_cross_entropy
 from pyannote_prune.upstream import Powerset, Subsets, create_rng_for_worker, permutate
 
@@ -110,10 +111,13 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         unlabelled_fraction: float = 0.1,
         **kwargs: Any,
     ) -> None:
+        check_numbers({"data_fraction": data_fraction}, negative=True)
         if not 0 < data_fraction <= 1:
             raise InputError(f"data_fraction must be in (0, 1], got {data_fraction}.")
         shares = {"simulated_fraction": simulated_fraction, "unlabelled_fraction": unlabelled_fraction}
-        for name, value in {**shares, "teacher_weight": teacher_weight}.items():
+        shares["teacher_weight"] = teacher_weight
+        check_numbers(shares, negative=True)
+        for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise InputError(f"{name} must be in [0, 1], got {value}.")
         if unlabelled is not None and teacher_labels is None:
@@ -122,10 +126,11 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             raise InputError(f"{type(self).__name__} learns from hidden states: it takes no teacher_labels.")
         if monitor not in ("error", "loss"):
             raise InputError(f"monitor must be 'error' or 'loss', got {monitor!r}.")
-        positive = ("duration", "batch_size", "max_speakers_per_chunk", "max_speakers_per_frame")
-        for name, given in {**{name: kwargs.get(name) for name in positive}, "chunk_shift": chunk_shift}.items():
-            if given is not None and not given > 0:
-                raise InputError(f"{name} must be positive, got {given}.")
+        numbers = {**kwargs, "chunks_per_epoch": chunks_per_epoch, "chunk_shift": chunk_shift}
+        counts = ("batch_size", "chunks_per_epoch", "max_speakers_per_chunk", "max_speakers_per_frame")
+        check_numbers({name: numbers.get(name) for name in ("duration", "chunk_shift")}, positive=True, optional=True)
+        check_numbers({name: numbers.get(name) for name in counts}, whole=True, positive=True, optional=True)
+        check_numbers({"num_workers": numbers.get("num_workers")}, whole=True, optional=True)
         most, at_once = (kwargs.get(f"max_speakers_per_{part}") for part in ("chunk", "frame"))
         if most is not None and at_once is not None and at_once > most:
             raise InputError(f"max_speakers_per_frame must be max_speakers_per_chunk ({most}) at most, got {at_once}.")

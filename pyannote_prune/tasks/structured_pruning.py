@@ -29,6 +29,7 @@ from pyannote_prune.pruning.cost import SAMPLE_RATE
 from pyannote_prune.tasks.calibration import unit_importance
 from pyannote_prune.tasks.diarization import SpeakerDiarization
 from pyannote_prune.tasks.distillation import distillation_loss
+from pyannote_prune.tasks.numbers import check_numbers
 
 LOW_RANK = "low-rank"
 PRUNING_METHODS = ("gates", *METHODS, LOW_RANK)
@@ -130,6 +131,12 @@ class StructuredPruning(SpeakerDiarization):
         max_nan_steps: int = 10,
         **kwargs: Any,
     ) -> None:
+        check_numbers({"lr": lr, "gate_lr": gate_lr, "macs_duration": macs_duration}, positive=True)
+        weights = {"l1_weight": l1_weight, "cosine_weight": cosine_weight, "diarization_weight": diarization_weight}
+        check_numbers({**weights, "drop_rate": drop_rate})
+        counts = {"multiple_of": multiple_of, "num_chunks": num_chunks, "max_nan_steps": max_nan_steps}
+        check_numbers(counts, whole=True, positive=True)
+        check_numbers({"warmup_steps": warmup_steps}, whole=True, optional=True)
         model = load_segmentation(teacher) if isinstance(teacher, (str, Path)) else teacher
         if not isinstance(model, WavLMSegmentation):
             raise InputError(f"The teacher must be a WavLMSegmentation, got {type(model).__name__}.")
@@ -146,12 +153,14 @@ class StructuredPruning(SpeakerDiarization):
                 raise InputError(f"{name} must be that of the teacher, {own[name]}, got {kwargs[name]}.")
         super().__init__(protocol, **kwargs)
         self.teacher = teacher.eval().requires_grad_(False)
-        if distilled_layers is None:
-            last = teacher.wavlm.config.num_hidden_layers
-            distilled_layers = sorted({round(last * part / 3) for part in range(4)})
         num_layers = teacher.wavlm.config.num_hidden_layers
+        if distilled_layers is None:
+            distilled_layers = sorted({round(num_layers * part / 3) for part in range(4)})
+        if not isinstance(distilled_layers, Sequence) or not distilled_layers:
+            raise InputError(f"distilled_layers must list one hidden state or more, got {distilled_layers}.")
+        check_numbers({f"distilled_layers.{index}": layer for index, layer in enumerate(distilled_layers)}, whole=True)
         for layer in distilled_layers:
-            if not 0 <= layer <= num_layers:
+            if layer > num_layers:
                 raise InputError(
                     f"distilled_layers must be between 0 and {num_layers}, the number of layers of the teacher, "
                     f"got {layer}."
@@ -178,19 +187,17 @@ class StructuredPruning(SpeakerDiarization):
             raise InputError(f"method must be one of {', '.join(PRUNING_METHODS)}, got {method!r}.")
         if start is not None and (start not in METHODS or method != "gates"):
             raise InputError(f"start must be one of {', '.join(METHODS)}, with method=gates, got {start!r}.")
-        if num_chunks < 1:
-            raise InputError(f"num_chunks must be 1 or more, got {num_chunks}.")
         if target is not None:  # at the door, rather than once the data is prepared
             check_target(target, objective)
             Gates(teacher.wavlm.config, self.kinds, drop_rate, multiple_of)
 
-    def _controller(self, gates: Gates, warmup_steps: int) -> SparsityController:
+    def _controller(self, gates: Gates) -> SparsityController:
         assert self.target is not None
         num_samples = round(self.macs_duration * SAMPLE_RATE)
         return SparsityController(
             gates,
             self.target,
-            warmup_steps,
+            self.warmup_steps or 0,
             objective=self.objective,
             num_samples=num_samples,
             reference=total_cost(self.teacher.wavlm.config, num_samples=num_samples),
@@ -210,7 +217,7 @@ class StructuredPruning(SpeakerDiarization):
             if self.start is not None:
                 start_from(gates, unit_importance(self, gates, self.start))
             attach_gates(student.wavlm, gates.to(student.device))
-            student.sparsity = self._controller(gates, self.warmup_steps or 0).to(student.device)
+            student.sparsity = self._controller(gates).to(student.device)
 
     def check_student(self, student: Any) -> None:
         """Refuse a model that cannot be pruned while it imitates the teacher
@@ -245,7 +252,7 @@ class StructuredPruning(SpeakerDiarization):
         InputError
         """
         if not hasattr(student.wavlm, "gates"):
-            self._controller(Gates(student.wavlm.config, kinds, self.drop_rate, self.multiple_of), 0)
+            self._controller(Gates(student.wavlm.config, kinds, self.drop_rate, self.multiple_of))
 
     def _take_over_head(self) -> None:
         """Give the student the head of the teacher, which reads the student's hidden states."""

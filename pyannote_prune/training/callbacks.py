@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.tasks.numbers import check_numbers
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +187,7 @@ class PercentileGradientClipping(Callback):
 
     def __init__(self, percentile: float | None = 90.0, history_size: int = 1000, max_skipped: int = 20) -> None:
         super().__init__()
+        check_numbers({"gradient_percentile": percentile}, negative=True, optional=True)
         if percentile is not None and not 0 < percentile <= 100:
             raise InputError(f"gradient_percentile must be in (0, 100], got {percentile}.")
         self.percentile = percentile

@@ -16,7 +16,8 @@ from pyannote_prune.models import WavLMSegmentation, load_model
 from pyannote_prune.models.loading import segmentation_specifications
 from pyannote_prune.pipelines.directory import local_embedding
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
-from pyannote_prune.training.fitting import KEPT
+from pyannote_prune.tasks.numbers import check_numbers
+from pyannote_prune.training.fitting import KEPT, check_options
 from pyannote_prune.training.options import Recipe, Stage, TrainingOptions
 from pyannote_prune.training.plan import annotated_seconds, describe_stage
 
@@ -36,6 +37,7 @@ def check_task(model: Model, task: Task, options: TrainingOptions, name: str) ->
     ------
     InputError
     """
+    check_options(options)
     if isinstance(task, StructuredPruning):
         if task.method != "gates":
             raise InputError(
@@ -103,9 +105,8 @@ def check_recipe(
         raise InputError(f"compress prunes the backbone of a WavLMSegmentation, got a {type(model).__name__}.")
     if not recipe.prune:
         raise InputError("There is nothing to prune: give at least one phase in `prune`.")
-    for name in ("average", "average_finetuned"):
-        if getattr(recipe, name) < 1:
-            raise InputError(f"{name} must be 1 or more, got {getattr(recipe, name)}.")
+    counts = {"average": recipe.average, "average_finetuned": recipe.average_finetuned}
+    check_numbers(counts, whole=True, positive=True)
     if embedding is not None:
         _check_embedding(embedding)
 
@@ -139,8 +140,11 @@ def check_recipe(
         stages.append(("finetune_pruned", task, recipe.finetune_pruned, kept))
     tasks = [task for _, task, _, _ in stages]
 
-    for stage in (recipe.finetune, *recipe.prune, recipe.distil, recipe.finetune_pruned):
-        trainer = {} if stage is None else stage.training.trainer
+    for name, task, stage, _ in stages:
+        trainer = stage.training.trainer
+        with _naming(name):
+            if getattr(task, "method", "gates") == "gates":  # others have no training
+                check_options(stage.training)
         if trainer.get("fast_dev_run") or trainer.get("limit_val_batches", 1) == 0:
             raise InputError(
                 "compress chooses checkpoints by their validation: it runs neither with trainer.fast_dev_run nor with "

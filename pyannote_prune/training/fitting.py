@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pyannote.audio import Model
 from pyannote.audio.core.task import Task
 from rich.console import Console
@@ -19,6 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from pyannote_prune.checkpoints.lightning import quiet_lightning
 from pyannote_prune.errors import FULL, InputError, InterruptionError, describe
 from pyannote_prune.models.audio import Audio
+from pyannote_prune.tasks.numbers import check_numbers
 from pyannote_prune.training.callbacks import (
     Checkpoints,
     EpochLog,
@@ -97,18 +99,43 @@ def fit(
     if latest is not None and (given.get("max_epochs") or -1) > 0:  # Lightning refuses less than what is finished
         given["max_epochs"] = max(given["max_epochs"], read_lazily(latest)["epoch"])
     with _interruptions(directory, epochs), quiet_lightning():
-        trainer = Trainer(
-            **{
-                "enable_model_summary": False,
-                **given,
-                "callbacks": [*callbacks, *(given.get("callbacks") or [])],
-                "logger": TensorBoardLogger(directory, name="", version=""),
-                "enable_progress_bar": bar,
-                "default_root_dir": directory,
-            }
-        )
+        logger = TensorBoardLogger(directory, name="", version="")
+        trainer = _trainer(given, callbacks, logger=logger, enable_progress_bar=bar, default_root_dir=directory)
         trainer.fit(model, ckpt_path=latest, weights_only=False)
     return checkpoint
+
+
+def check_options(options: TrainingOptions) -> None:
+    """Refuse options that no training can be made of, or that train nothing
+
+    Raises
+    ------
+    InputError
+    """
+    given = {f"trainer.{name}": value for name, value in options.trainer.items()} | {"patience": options.patience}
+
+    def check(*names: str, **kind: bool) -> None:
+        check_numbers({name: given.get(name) for name in names}, optional=True, **kind)
+
+    check("trainer.max_epochs", "trainer.max_steps", whole=True, negative=True)
+    check("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", whole=True, positive=True)
+    check("trainer.limit_train_batches", positive=True)
+    check("trainer.limit_val_batches")
+    check("trainer.log_every_n_steps", "patience", whole=True)
+    for name in ("trainer.max_epochs", "trainer.max_steps"):
+        if given.get(name, -1) not in (None, -1) and not given[name] > 0:
+            raise InputError(f"{name} must be positive, or -1 for no limit, got {given[name]}.")
+    PercentileGradientClipping(options.gradient_percentile)
+    try:
+        with quiet_lightning():
+            _trainer(options.trainer, [Checkpoints()], logger=False)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise InputError(f"The trainer refuses its options ({describe(error)}).") from error
+
+
+def _trainer(given: Mapping[str, Any], callbacks: Sequence[Callback], **others: Any) -> Trainer:
+    callbacks = [*callbacks, *(given.get("callbacks") or [])]
+    return Trainer(**{"enable_model_summary": False, **given, "callbacks": callbacks, **others})
 
 
 def configure_optimizers(model: Model, options: TrainingOptions, monitor: str | None) -> dict[str, Any]:

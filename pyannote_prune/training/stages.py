@@ -17,7 +17,7 @@ from pyannote.audio import Model
 from torch import Tensor
 
 from pyannote_prune.inference.devices import find_device
-from pyannote_prune.models import WavLMSegmentation, load_model, save_checkpoint
+from pyannote_prune.models import WavLMSegmentation, save_checkpoint
 from pyannote_prune.models.audio import Audio
 from pyannote_prune.pruning import SparsityController, cut, detach_gates, factorize, one_shot, total_cost
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning

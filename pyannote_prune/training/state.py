@@ -1,13 +1,15 @@
 """State of a run: its record, what may change when it is resumed, its newest checkpoint
 
 A run is resumed by the same command in the same directory. Its settings are recorded there once all of them have been
-checked, and bind once there is work to lose: a checkpoint, or the result of a stage.
+checked, and bind once there is work to lose: a checkpoint, or the result of a stage; those of a stage alone once it, or
+a later one, has such work.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,7 +116,10 @@ def check_settings(directory: Path, command: str, settings: Mapping[str, Any], f
         When the directory holds a run of the other command, or one whose data, model or targets differ.
     """
     recorded = read_settings(directory, command)
-    differences = [] if recorded is None else list(_differences(recorded, _absolute(settings), finished))
+    differences = []
+    if recorded is not None:
+        reached = max((_place(folder.name) for folder in directory.iterdir() if _has_work(folder)), default=(0, 0))
+        differences = list(_differences(recorded, _absolute(settings), finished, reached))
     if differences:
         raise InputError(
             f"{directory} holds a run of another configuration: {'; '.join(differences)}. Give the same data, model "
@@ -148,7 +153,7 @@ def read_settings(directory: Path, command: str) -> dict[str, Any] | None:
     InputError
         When the directory holds a run of the other command, or when its record is damaged.
     """
-    if not any(any(directory.glob(pattern)) for pattern in ("*.ckpt", "*/*.ckpt", f"*/{RESULT}")):
+    if not directory.is_dir() or not any(map(_has_work, [directory, *directory.iterdir()])):
         return None
     other = next(name for name in RECORDS if name != command)
     if (directory / RECORDS[other]).is_file():
@@ -167,11 +172,30 @@ def read_settings(directory: Path, command: str) -> dict[str, Any] | None:
     return _absolute(content)
 
 
-def _differences(recorded: Mapping[str, Any], given: Mapping[str, Any], finished: Sequence[str]) -> Iterator[str]:
-    """Settings that must match and do not, each in a few words."""
+def _has_work(folder: Path) -> bool:
+    return folder.is_dir() and (any(folder.glob("*.ckpt")) or (folder / RESULT).is_file())
+
+
+def _place(stage: str) -> tuple[int, int]:
+    """Place of a stage among all, by its folder or by the name of a setting of it; the first where there is none."""
+    if match := re.match(r"(\d)-\w+(?:-(\d+))?$", stage):
+        return int(match[1]), int(match[2] or 0)
+    name, phase, *_ = [*stage.split("."), "", ""]
+    place = {"finetune": 1, "prune": 2, "distil": 3, "finetune_pruned": 4}.get(name, 0)
+    return place, int(phase) + 1 if phase.isdigit() else 0
+
+
+def _differences(
+    recorded: Mapping[str, Any],
+    given: Mapping[str, Any],
+    finished: Sequence[str] = (),
+    reached: tuple[float, float] = (math.inf, 0),
+) -> Iterator[str]:
+    """Settings that must match and do not, of stages up to one, each in a few words."""
     before, now = dict(flatten(recorded)), dict(flatten(given))
     for name in sorted(before.keys() | now.keys()):
-        binds = name.split(".")[0] in MUST_MATCH and not any(fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
+        binds = name.split(".")[0] in MUST_MATCH and _place(name) <= reached
+        binds &= not any(fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
         default = DEFAULTS.get(name.rsplit(".", 1)[-1]) if "task." in name else ADDED.get(name)
         old, new = before.get(name, default), now.get(name, default)
         # old records refer from one setting to another

@@ -122,6 +122,11 @@ def test_validation_by_loss(protocol):
     ("arguments", "message"),
     [
         ({"chunk_shift": 0}, "chunk_shift must be positive, got 0"),
+        ({"duration": "abc"}, "duration must be a number, got 'abc'"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, got 2.5"),
+        ({"num_workers": -1}, "num_workers must not be negative, got -1"),
+        ({"chunks_per_epoch": -4}, "chunks_per_epoch must be positive, got -4"),
+        ({"data_fraction": float("nan")}, "data_fraction must be a number, got nan"),
         ({"monitor": "der"}, "monitor must be 'error' or 'loss', got 'der'"),
         ({"simulated_fraction": 1.5}, "simulated_fraction must be in"),
         ({"simulation": {"voices": "nowhere"}}, "No such folder of voices: nowhere"),

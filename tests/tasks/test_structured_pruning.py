@@ -289,6 +289,14 @@ def test_steps_without_a_loss_are_skipped(protocol):
         ({"distilled_layers": [0, 4]}, "between 0 and 3.*got 4"),
         ({"data_fraction": 0.0}, r"\(0, 1\], got 0.0"),
         ({"objective": "seconds"}, "'seconds'"),
+        ({"target": "abc"}, r"\[0, 1\), got 'abc'"),
+        ({"warmup_steps": -5}, "warmup_steps must not be negative, got -5"),
+        ({"distilled_layers": []}, "distilled_layers must list one hidden state or more"),
+        ({"distilled_layers": ["a"]}, "distilled_layers.0 must be a whole number, got 'a'"),
+        ({"lr": -1}, "^lr must be positive, got -1"),
+        ({"gate_lr": 0}, "gate_lr must be positive, got 0"),
+        ({"multiple_of": 0}, "multiple_of must be positive, got 0"),
+        ({"diarization_weight": "abc"}, "diarization_weight must be a number, got 'abc'"),
     ],
 )
 def test_bad_arguments_are_refused_at_the_door(arguments, named, protocol):

@@ -93,7 +93,7 @@ def test_gates_start_from_importance(command, untrained, tmp_path):
             "+prune.0.task.start=taylor",
             "start must be one of taylor, fluctuation, magnitude, random, with method=gates",
         ),
-        ("prune.0.task.num_chunks=0", "num_chunks must be 1 or more, got 0"),
+        ("prune.0.task.num_chunks=0", "num_chunks must be positive, got 0"),
         ("prune.0.task.target=0.99", "out of reach"),
     ],
 )

@@ -1,8 +1,13 @@
 """What is wrong with a run is told in one sentence, before the first byte of it is written."""
 
+import re
+
 import pytest
 
+from pyannote_prune.errors import InputError
 from pyannote_prune.models import save_checkpoint
+from pyannote_prune.training import TrainingOptions
+from pyannote_prune.training.fitting import check_options
 from tests.tasks.test_structured_pruning import segmentation
 from tests.training.conftest import TINY, error_of
 
@@ -49,8 +54,11 @@ def trained(tmp_path_factory):
         ),
         (["trainer=fast_dev_run"], "compress chooses checkpoints by their validation"),
         (["trainer.limit_val_batches=0"], "compress chooses checkpoints by their validation"),
-        (["average=0"], "average must be 1 or more, got 0"),
-        (["average_finetuned=0"], "average_finetuned must be 1 or more, got 0"),
+        (["average=2.5"], "average must be a whole number, got 2.5"),
+        (["average_finetuned=0"], "average_finetuned must be positive, got 0"),
+        (["prune.0.task.warmup_steps=-5"], "prune.0: warmup_steps must not be negative, got -5"),
+        (["+distil.trainer.bogus=1"], "distil: The trainer refuses its options (TypeError: Trainer.__init__() got an"),
+        (["seed=-1"], "seed must be a whole number from 0 to 4294967295, got -1"),
         (["model=PyanNet", "~model.wavlm", "~model.head_args"], "got a PyanNet"),
     ],
 )
@@ -62,6 +70,40 @@ def test_compress(overrides, named, command, trained, untrained, tmp_path, capsy
     assert command("compress", f"directory={tmp_path}", *model, *TINY[2:], *given) == 2
     assert named in error_of(capsys)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".log"] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"max_epochs": 0}, "trainer.max_epochs must be positive, or -1 for no limit, got 0"),
+        ({"max_epochs": -2}, "trainer.max_epochs must be positive, or -1 for no limit, got -2"),
+        ({"max_epochs": "abc"}, "trainer.max_epochs must be a whole number, got 'abc'"),
+        ({"limit_train_batches": 0}, "trainer.limit_train_batches must be positive, got 0"),
+        ({"limit_train_batches": "abc"}, "trainer.limit_train_batches must be a number, got 'abc'"),
+        ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches must be positive, got 0"),
+        ({"check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch must be positive, got 0"),
+        ({"precision": "foo"}, "The trainer refuses its options (ValueError: Precision 'foo' is invalid"),
+        ({"accelerator": "cpu", "devices": 0}, "The trainer refuses its options (MisconfigurationException"),
+        ({"enable_checkpointing": False}, "The trainer refuses its options (MisconfigurationException"),
+    ],
+)
+def test_options_of_the_trainer(options, named):
+    with pytest.raises(InputError, match=re.escape(named)):
+        check_options(TrainingOptions(options))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"gradient_percentile": 200}, "gradient_percentile must be in (0, 100], got 200"),
+        ({"gradient_percentile": "abc"}, "gradient_percentile must be a number, got 'abc'"),
+        ({"patience": 2.5}, "patience must be a whole number, got 2.5"),
+    ],
+)
+def test_other_options(options, named):
+    with pytest.raises(InputError, match=re.escape(named)):
+        check_options(TrainingOptions(**options))
+    check_options(TrainingOptions({"max_epochs": -1, "limit_train_batches": 0.5}, patience=None))
 
 
 def test_the_plan_of_compress(command, untrained, tmp_path, capfd):

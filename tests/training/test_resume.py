@@ -1,6 +1,5 @@
 """Runs that go on: in another directory, from copies, with other numbers of epochs, learning rates and patience."""
 
-import os
 from functools import partial
 
 import pytest
@@ -11,7 +10,6 @@ from pyannote_prune.tasks import SpeakerDiarization
 from pyannote_prune.training import TrainingOptions
 from pyannote_prune.training.fitting import fit
 from pyannote_prune.training.stages import finetune
-from pyannote_prune.training.state import latest_checkpoint
 from tests.tasks.test_structured_pruning import SampleConversation, segmentation
 
 SHORT = {

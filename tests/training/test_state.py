@@ -57,13 +57,14 @@ def claim(directory, command, settings, finished=()):
 
 @pytest.fixture
 def begun(tmp_path, monkeypatch):
-    """Directory of a run that has a checkpoint."""
+    """Directory of a run that has come to its third stage."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "database.yml").touch()
     directory = tmp_path / "run"
     claim(directory, "compress", SETTINGS)
-    (directory / "1-finetune").mkdir()
-    (directory / "1-finetune" / "last.ckpt").touch()
+    for folder in ("1-finetune", "3-distil"):
+        (directory / folder).mkdir()
+        (directory / folder / "last.ckpt").touch()
     return directory
 
 
@@ -119,6 +120,19 @@ def test_must_match(changes, told, begun):
         claim(begun, "compress", changed(**changes))
     assert told in str(error.value)
     assert (begun / "compress.yaml").read_bytes() == before
+
+
+def test_stages_that_have_not_begun_may_change(begun):
+    later = {"finetune_pruned": {"task": {"duration": 5.0}}}
+    claim(begun, "compress", changed(**later))
+    (begun / "3-distil" / "last.ckpt").unlink()
+    (begun / "2-prune-1").mkdir()
+    (begun / "2-prune-1" / "model.bin").touch()
+    claim(begun, "compress", changed(prune=[*SETTINGS["prune"], {"task": {"target": 0.9}}], distil=None))
+    claim(begun, "compress", SETTINGS)
+    for earlier in ({"prune__0__task__target": 0.9}, {"finetune": None}, {"prune": []}):
+        with pytest.raises(InputError, match="run of another configuration"):
+            claim(begun, "compress", changed(**earlier))
 
 
 def test_what_a_failed_start_wrote_locks_nothing(tmp_path):
