@@ -39,7 +39,7 @@ def check_numbers(
             continue
         if not isinstance(value, Integral if whole else Real) or isinstance(value, bool) or not math.isfinite(value):
             raise InputError(f"{name} must be a {'whole ' * whole}number, got {value!r}.")
-        if positive and not value > 0:
+        if positive and not float(value) > 0:
             raise InputError(f"{name} must be positive, got {value}.")
-        if not negative and value < 0:
+        if not negative and float(value) < 0:
             raise InputError(f"{name} must not be negative, got {value}.")

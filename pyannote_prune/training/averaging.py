@@ -12,7 +12,7 @@ from pyannote_prune.checkpoints.lightning import read_checkpoint
 
 
 def after_the_peak(scores: Sequence[float], count: int, first: int = 0) -> list[int]:
-    """Epochs to average: the best ones, from the worst on
+    """Validations whose checkpoints to average: the best ones, from the worst on
 
     While a model is pruned its loss rises with its sparsity, and falls again once the target is reached:
     what came before the peak is good, but not pruned.
@@ -20,21 +20,21 @@ def after_the_peak(scores: Sequence[float], count: int, first: int = 0) -> list[
     Parameters
     ----------
     scores : sequence of float
-        Validation loss by epoch.
+        Validation losses, in the order of training.
     count : int
-        Number of epochs to choose.
+        Number of validations to choose.
     first : int, optional
-        First epoch that ends with the target fully ramped up, counted from 0: a loss that peaks earlier says nothing
-        of the sparsity of the model. The last epoch is taken if none ends so. Defaults to 0.
+        First one with the target fully ramped up, counted from 0: a loss that peaks earlier says nothing of the
+        sparsity of the model. The last one is taken if none comes so late. Defaults to 0.
 
     Returns
     -------
-    epochs : list of int
+    validations : list of int
         At most `count`, best first.
     """
-    peak = max(range(len(scores)), key=lambda epoch: scores[epoch])
+    peak = max(range(len(scores)), key=scores.__getitem__)
     candidates = range(max(peak, min(first, len(scores) - 1)), len(scores))
-    return sorted(candidates, key=lambda epoch: scores[epoch])[:count]
+    return sorted(candidates, key=scores.__getitem__)[:count]
 
 
 def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.tasks.numbers import check_numbers
@@ -122,6 +122,18 @@ class Checkpoints(ModelCheckpoint):
         super().load_state_dict({**state_dict, **moved, "dirpath": self.dirpath})
 
 
+class Patience(EarlyStopping):
+    """Early stopping that a rerun does not forget, with the patience that the rerun is given"""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop where the run was stopped before"""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= max(1, self.patience)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from `state_dict`"""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
 class GivenLearningRates(Callback):
     """Learning rates that are given, where a run is resumed with others than it had
 
@@ -142,17 +154,13 @@ class GivenLearningRates(Callback):
         """Change what was restored"""
         if self.before is None or self.before == self.given:
             return
-        ratios = [
-            [new / old for new, old in zip(given, before, strict=True)]
-            for given, before in zip(self.given, self.before, strict=True)
-        ]
-        for optimizer, factors in zip(trainer.optimizers, ratios):
-            for group, factor in zip(optimizer.param_groups, factors):
-                group["lr"] *= factor
-        for config in trainer.lr_scheduler_configs:
-            factors = ratios[trainer.optimizers.index(config.scheduler.optimizer)]
-            if hasattr(config.scheduler, "base_lrs"):
-                config.scheduler.base_lrs = [lr * factor for lr, factor in zip(config.scheduler.base_lrs, factors)]
+        for optimizer, given, before in zip(trainer.optimizers, self.given, self.before, strict=True):
+            for group, new, old in zip(optimizer.param_groups, given, before, strict=True):
+                group["lr"] = _changed(group["lr"], new, old)
+            for config in trainer.lr_scheduler_configs:
+                scheduler = config.scheduler
+                if scheduler.optimizer is optimizer and hasattr(scheduler, "base_lrs"):
+                    scheduler.base_lrs = list(map(_changed, scheduler.base_lrs, given, before))
 
     def state_dict(self) -> dict[str, Any]:
         """Values for a resumed run to compare with"""
@@ -161,6 +169,10 @@ class GivenLearningRates(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take note of what was given before"""
         self.before = state_dict["given"]
+
+
+def _changed(lr: float, new: float, old: float) -> float:
+    return lr * (new / old) if old else new
 
 
 class PercentileGradientClipping(Callback):

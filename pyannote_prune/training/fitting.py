@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pyannote.audio import Model
@@ -25,6 +25,7 @@ from pyannote_prune.training.callbacks import (
     Checkpoints,
     EpochLog,
     GivenLearningRates,
+    Patience,
     PercentileGradientClipping,
     ProgressBar,
 )
@@ -93,7 +94,7 @@ def fit(
     if bar:
         callbacks.append(ProgressBar())
     if monitor is not None and options.patience is not None:
-        callbacks.append(EarlyStopping(monitor=monitor, mode=direction, patience=options.patience))
+        callbacks.append(Patience(monitor=monitor, mode=direction, patience=options.patience))
 
     latest = latest_checkpoint(directory)
     if latest is not None and (given.get("max_epochs") or -1) > 0:  # Lightning refuses less than what is finished
@@ -151,7 +152,10 @@ def configure_optimizers(model: Model, options: TrainingOptions, monitor: str | 
         scheduler = options.scheduler(configured["optimizer"])
         plateau = isinstance(scheduler, ReduceLROnPlateau)
         if not plateau or monitor is not None:
-            configured["lr_scheduler"] = {"scheduler": scheduler, **({"monitor": monitor} if plateau else {})}
+            # Lightning steps it after each epoch, but there is a score only after those with validation
+            every = options.trainer.get("check_val_every_n_epoch") or 1
+            watched = {"monitor": monitor, "frequency": every} if plateau else {}
+            configured["lr_scheduler"] = {"scheduler": scheduler, **watched}
     return configured
 
 

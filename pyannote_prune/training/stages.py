@@ -26,7 +26,7 @@ from pyannote_prune.tasks.structured_pruning import LOW_RANK
 from pyannote_prune.training.averaging import after_the_peak, average_checkpoints
 from pyannote_prune.training.fitting import KEPT, fit
 from pyannote_prune.training.options import TrainingOptions
-from pyannote_prune.training.state import RESULT
+from pyannote_prune.training.state import RESULT, step_of
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +78,8 @@ def prune(
     if task.method != "gates":
         return prune_at_once(student, task)
     fit(student, task, folder, options, keep=-1, score=_DISTILLATION)
-    epochs = _scores(folder)
-    on_target = math.ceil(student.sparsity.warmup_steps / task.steps_per_epoch) - 1
-    chosen = after_the_peak([score for _, score in epochs], average, max(0, on_target))
-    student.load_state_dict(average_checkpoints([epochs[epoch][0] for epoch in chosen]))
+    chosen = _best_on_target(folder, average, student.sparsity.warmup_steps)
+    student.load_state_dict(average_checkpoints(chosen))
     settle(student.sparsity, folder)
     return student.with_backbone(cut(student.wavlm))
 
@@ -136,17 +134,24 @@ def settle(controller: SparsityController, folder: Path) -> None:
     controller.settle()
 
 
+def _best_on_target(folder: Path, count: int, warmup_steps: int) -> list[Path]:
+    """Best checkpoints of pruning, once the target has been ramped up and the loss has passed its peak."""
+    validated = _validated(folder)
+    first = sum(step < warmup_steps for step, _, _ in validated)
+    return [validated[index][2] for index in after_the_peak([score for _, score, _ in validated], count, first)]
+
+
 def _average_of_best(folder: Path, count: int) -> dict[str, Tensor]:
     """Average of the weights of the best epochs of a stage, the last of which training that stops early goes past."""
-    best = sorted(_scores(folder), key=lambda epoch: epoch[1])[:count]
-    return average_checkpoints([path for path, _ in best])
+    best = sorted(_validated(folder), key=lambda checkpoint: checkpoint[1])[:count]
+    return average_checkpoints([path for _, _, path in best])
 
 
-def _scores(folder: Path) -> list[tuple[Path, float]]:
-    """Checkpoints of a stage with their validation score, by epoch."""
-    found = {}
+def _validated(folder: Path) -> list[tuple[float, float, Path]]:
+    """Checkpoints of a stage in the order of training: optimizer steps before it, validation score and path."""
+    found = []
     for path in folder.glob("*.ckpt"):
-        match = re.fullmatch(r"(\d+)-(-?[\d.]+)(-v\d+)?", path.stem)
-        if match:
-            found[int(match.group(1))] = (path, float(match.group(2)))
-    return [found[epoch] for epoch in sorted(found)]
+        match = re.fullmatch(r"\d+-(-?[\d.]+)(-v\d+)?", path.stem)
+        if match and math.isfinite(step := step_of(path)):  # else it is damaged
+            found.append((step, float(match[1]), path))
+    return sorted(found)

@@ -266,7 +266,7 @@ def latest_checkpoint(directory: Path) -> Path | None:
     """
     damaged = []
     # at the end of an epoch, `last.ckpt` comes after what validation saved
-    for path in sorted(directory.glob("*.ckpt"), key=lambda path: (_step(path), path.name), reverse=True):
+    for path in sorted(directory.glob("*.ckpt"), key=lambda path: (step_of(path), path.name), reverse=True):
         try:
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is None:
@@ -289,7 +289,7 @@ def read_lazily(path: Path) -> dict[str, Any]:
     return content
 
 
-def _step(path: Path) -> float:
+def step_of(path: Path) -> float:
     """Optimizer steps before a checkpoint; infinitely many of a damaged one, to be found."""
     try:
         return float(read_lazily(path)["global_step"])

@@ -1,15 +1,18 @@
 """Runs that go on: in another directory, from copies, with other numbers of epochs, learning rates and patience."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.optim import AdamW
+from torch.optim.lr_scheduler import ExponentialLR
 
 from pyannote_prune.tasks import SpeakerDiarization
 from pyannote_prune.training import TrainingOptions
+from pyannote_prune.training.callbacks import GivenLearningRates
 from pyannote_prune.training.fitting import fit
-from pyannote_prune.training.stages import finetune
+from pyannote_prune.training.stages import _best_on_target, _validated, finetune
 from tests.tasks.test_structured_pruning import SampleConversation, segmentation
 
 SHORT = {
@@ -69,3 +72,46 @@ def test_last_epoch_of_a_plateau_in_a_directory_that_moves(trained, protocol, tm
     after.rename(before)
     finetune(segmentation(), diarization(protocol), options(2), before)
     assert torch.load(before / "last.ckpt", weights_only=False)["epoch"] == 3
+
+
+def test_a_score_every_second_epoch(trained, tmp_path):
+    assert trained(tmp_path, 2, check_val_every_n_epoch=2)[1]["epoch"] == 1
+    _, last = trained(tmp_path, 3, check_val_every_n_epoch=2, lr=1e-3)
+    assert last["epoch"] == 2
+    # it was 0, of which nothing is a multiple
+    assert [group["lr"] for group in last["optimizer_states"][0]["param_groups"]] == [1e-3, 1e-3]
+
+
+def test_learning_rates_that_were_none():
+    groups = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = AdamW([{"params": [group], "lr": lr} for group, lr in zip(groups, (0.0, 4e-3))])
+    scheduler = ExponentialLR(optimizer, 0.5)
+    optimizer.step()
+    scheduler.step()
+    trainer = SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)])
+    callback = GivenLearningRates()
+    callback.given = [[1e-3, 8e-3]]
+    callback.load_state_dict({"given": [[0.0, 4e-3]]})
+    callback.on_train_start(trainer, None)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-3, 4e-3])
+    assert scheduler.base_lrs == pytest.approx([1e-3, 8e-3])
+
+
+def test_patience_that_has_run_out(trained, tmp_path):
+    assert trained(tmp_path, 5, patience=1)[1]["epoch"] == 1
+    written = (tmp_path / "last.ckpt").stat().st_mtime_ns
+    trained(tmp_path, 5, patience=1)
+    assert (tmp_path / "last.ckpt").stat().st_mtime_ns == written
+    assert trained(tmp_path, 5, patience=2)[1]["epoch"] == 2
+
+
+def test_several_validations_an_epoch(tmp_path):
+    scores = [0.9, 0.5, 0.3, 0.6, 0.4, 0.2]
+    for step, score in enumerate(scores):  # three an epoch, files in any order
+        torch.save({"global_step": 10 * step}, tmp_path / f"{step // 3:04d}-{score:.6f}.ckpt")
+    (tmp_path / "0000-0.100000.ckpt").write_bytes(b"damaged")
+    assert [score for _, score, _ in _validated(tmp_path)] == scores
+    # after the peak, which is the first, or once the target is ramped up
+    assert [path.stem for path in _best_on_target(tmp_path, 2, 0)] == ["0001-0.200000", "0000-0.300000"]
+    assert [path.stem for path in _best_on_target(tmp_path, 2, 35)] == ["0001-0.200000", "0001-0.400000"]
+    assert [path.stem for path in _best_on_target(tmp_path, 2, 99)] == ["0001-0.200000"]
