@@ -13,7 +13,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
@@ -106,6 +106,10 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"There is no {group}={name}: choose one of {', '.join(error.options)}."
+    if isinstance(error, OverrideParseException) and "=" in error.override:
+        name, _, value = error.override.partition("=")
+        if not any(character in value for character in "\"'[]{}"):
+            return f"{value!r} could not be read as a value of {name}: quote it, '{name}=\"{value}\"'."
     for cause in causes(error):
         if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and isinstance(cause.parent_node, DictConfig):
             known = [str(key) for key in cause.parent_node]

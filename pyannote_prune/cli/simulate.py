@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,7 @@ def simulate(
         Path | None,
         typer.Option(help="Folder of recordings: a third of the conversations get their long-term spectra."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.", min=0)] = 0,
     name: Annotated[str, typer.Option(help="Name of the database.")] = "Simulated",
 ) -> None:
     """Make annotated conversations from recordings of single speakers, as a pyannote.database protocol.
@@ -62,6 +63,11 @@ def simulate(
     hours = {subset: value for subset, value in (("train", train), ("development", development)) if value is not None}
     if not hours:
         raise InputError("Nothing to simulate: give --train HOURS, --development HOURS, or both.")
+    for option, value in (*hours.items(), ("duration", duration)):
+        if not math.isfinite(value):
+            raise InputError(f"--{option} must be a number, got {value}.")
+    if not name or "." in name:  # names of protocols are split at dots
+        raise InputError(f"--name must be a name without dots, got {name!r}.")
     files = {"train": train_speakers, "development": development_speakers}
     lists = {subset: read_speakers(path) if (path := files[subset]) is not None else None for subset in hours}
     speakers = split_speakers(Voices(voices).speakers, lists, seed)

@@ -34,6 +34,10 @@ def _has_files(protocol: Any, subset: str) -> bool | None:
         return next(iter(getattr(protocol, subset)()), None) is not None
     except (AttributeError, NotImplementedError):
         return None
+    except ValueError as error:
+        raise InputError(
+            f"The {subset} set of {protocol.name} has labels (RTTM, UEM) that could not be read: {error}."
+        ) from error
 
 
 class _FullPrecisionPowerset(Powerset):
@@ -174,14 +178,22 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
             longest, num_turns = 0.0, 0
             for file in getattr(self.protocol, subset)():
                 name = f"{file['uri']} of {self.protocol.name}"
-                if file.get("annotation") is None:
+                try:
+                    labels = {"annotation": file.get("annotation"), "annotated": file.get("annotated")}
+                except ValueError as error:
+                    raise InputError(f"{name} has labels (RTTM, UEM) that could not be read: {error}.") from error
+                if labels["annotation"] is None:
                     raise InputError(f"{name} has no reference: `annotation` is missing from the registry.")
-                num_turns += len(file["annotation"])
+                if labels["annotated"] is None:
+                    raise InputError(f"{name} has no regions: `annotated`, a UEM file, is missing from the registry.")
+                if not labels["annotated"]:
+                    raise InputError(f"{name} has no region: its UEM file needs a line `{file['uri']} 1 START END`.")
+                num_turns += len(labels["annotation"])
                 try:
                     length = audio.get_duration(file)
                 except FileNotFoundError as error:  # of pyannote.database, on several lines
                     raise InputError(" ".join(str(error).split())) from error
-                for region in file["annotated"]:
+                for region in labels["annotated"]:
                     if region.end > length + audio.PRECISION:
                         raise InputError(
                             f"{name} lasts {length:.3f} s, and an annotated region (UEM) ends at {region.end:.3f} s: "

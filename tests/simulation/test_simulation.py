@@ -296,6 +296,22 @@ def test_bad_input(voices, options, message):
         Simulator(voices, **options)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--duration=inf", "--duration must be a number, got inf"),
+        ("--train=nan", "--train must be a number, got nan"),
+        ("--name=a.b", "--name must be a name without dots, got 'a.b'"),
+        ("--seed=-1", "--seed"),
+    ],
+)
+def test_bad_options(voices, option, message, tmp_path):
+    result = CliRunner().invoke(app, ["simulate", str(voices), str(tmp_path / "corpus"), "--development=1", option])
+    assert result.exit_code == (2 if "seed" in option else 1)
+    assert message in (result.output if "seed" in option else str(result.exception))
+    assert not (tmp_path / "corpus").exists()
+
+
 def test_no_voices(tmp_path):
     with pytest.raises(InputError, match="No such folder of voices"):
         Voices(tmp_path / "nowhere")

@@ -9,7 +9,7 @@ from pyannote_prune.models import save_checkpoint
 from pyannote_prune.training import TrainingOptions
 from pyannote_prune.training.fitting import check_options
 from tests.tasks.test_structured_pruning import segmentation
-from tests.training.conftest import TINY, error_of
+from tests.training.conftest import TINY, error_of, run_command, write_database
 
 PRETRAINED = ("model=pretrained", "finetune=null", *TINY[2:])
 
@@ -158,3 +158,21 @@ def test_train(overrides, named, command, trained, tmp_path, capsys):
     assert command("train", f"hydra.run.dir={tmp_path}", *tiny, *given) == 2
     assert named in error_of(capsys)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".log"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "named"),
+    [
+        ("database.yml", "          annotated: all.uem\n", "", "`annotated`, a UEM file, is missing from the registry"),
+        ("all.uem", "two 1 0.000 30.000\n", "", "two of {} has no region: its UEM file needs a line `two 1 START END`"),
+        ("all.uem", "two 1 0.000 30.000", "two 1 0.000", "two of {} has no region: its UEM file needs a line"),
+        ("all.uem", "two 1 0.000", "two 1 zero", "The train set of {} has labels (RTTM, UEM) that could not be read"),
+    ],
+)
+def test_labels_that_are_missing(name, old, new, named, monkeypatch, tmp_path, capsys):
+    registry = write_database(tmp_path)
+    content = (tmp_path / name).read_text()
+    assert old in content
+    (tmp_path / name).write_text(content.replace(old, new))
+    assert run_command(monkeypatch, registry, "train", f"hydra.run.dir={tmp_path / 'run'}", *TINY) == 2
+    assert named.format("Tiny.SpeakerDiarization.Conversation") in error_of(capsys)

@@ -185,6 +185,8 @@ def test_steps_without_finite_gradients_are_skipped(poisoned):
     [
         (["model=Nothing"], "There is no model=Nothing: choose one of FbankSegmentation, "),
         (["task.duraton=3"], "task.duraton"),
+        (["registry=/no/sûch dir"], "'/no/sûch dir' could not be read as a value of registry: quote it, 'registry=\""),
+        (["registry='/no/sûch dir'"], "No such database registry: /no/sûch dir"),
         (["protocol=Other.SpeakerDiarization.X"], "Other.SpeakerDiarization.X"),
         (["registry=/no/such.yml"], "/no/such.yml"),
         (["task.data_fraction=2", *TINY], "data_fraction must be in (0, 1], got 2"),
