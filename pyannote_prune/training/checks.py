@@ -141,14 +141,21 @@ def check_recipe(
     tasks = [task for _, task, _, _ in stages]
 
     for name, task, stage, _ in stages:
-        trainer = stage.training.trainer
+        if getattr(task, "method", "gates") != "gates":  # without training
+            continue
         with _naming(name):
-            if getattr(task, "method", "gates") == "gates":  # others have no training
-                check_options(stage.training)
+            check_options(stage.training)
+        trainer = stage.training.trainer
         if trainer.get("fast_dev_run") or trainer.get("limit_val_batches", 1) == 0:
             raise InputError(
                 "compress chooses checkpoints by their validation: it runs neither with trainer.fast_dev_run nor with "
                 "trainer.limit_val_batches=0. For a short run, lower trainer.limit_train_batches and max_epochs."
+            )
+        epochs, every = trainer.get("max_epochs") or -1, trainer.get("check_val_every_n_epoch") or 1
+        if 0 < epochs < every:
+            raise InputError(
+                f"{name}: trainer.check_val_every_n_epoch must be {epochs} at most, the number of epochs, got {every}: "
+                "compress chooses checkpoints by their validation."
             )
     if not tasks[0].has_validation:
         raise InputError(

@@ -58,6 +58,10 @@ def trained(tmp_path_factory):
         (["average_finetuned=0"], "average_finetuned must be positive, got 0"),
         (["prune.0.task.warmup_steps=-5"], "prune.0: warmup_steps must not be negative, got -5"),
         (["+distil.trainer.bogus=1"], "distil: The trainer refuses its options (TypeError: Trainer.__init__() got an"),
+        (
+            ["trainer.check_val_every_n_epoch=2", "distil.trainer.max_epochs=1"],
+            "distil: trainer.check_val_every_n_epoch must be 1 at most, the number of epochs, got 2",
+        ),
         (["seed=-1"], "seed must be a whole number from 0 to 4294967295, got -1"),
         (["model=PyanNet", "~model.wavlm", "~model.head_args"], "got a PyanNet"),
     ],
