@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from pyannote.audio import Model
 from torch import Tensor
 
+from pyannote_prune.errors import InterruptionError
 from pyannote_prune.inference.devices import find_device
 from pyannote_prune.models import WavLMSegmentation, save_checkpoint
 from pyannote_prune.models.audio import Audio
@@ -154,4 +155,6 @@ def _validated(folder: Path) -> list[tuple[float, float, Path]]:
         match = re.fullmatch(r"\d+-(-?[\d.]+)(-v\d+)?", path.stem)
         if match and math.isfinite(step := step_of(path)):  # else it is damaged
             found.append((step, float(match[1]), path))
+    if not found:
+        raise InterruptionError(f"{folder} has no checkpoint with a finite validation score: lower the learning rate.")
     return sorted(found)

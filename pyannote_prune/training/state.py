@@ -69,9 +69,7 @@ MAY_CHANGE = (
     "*.lr",
     "*.gate_lr",
     "*.backbone_lr",
-    "finetune.patience",
-    "finetune_pruned.patience",
-    "*training.patience",
+    "*.patience",
     "*gradient_percentile",
 )
 # paths, which may be spelled in several ways

@@ -8,6 +8,7 @@ import torch
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import ExponentialLR
 
+from pyannote_prune.errors import InterruptionError
 from pyannote_prune.tasks import SpeakerDiarization
 from pyannote_prune.training import TrainingOptions
 from pyannote_prune.training.callbacks import GivenLearningRates
@@ -106,6 +107,9 @@ def test_patience_that_has_run_out(trained, tmp_path):
 
 
 def test_several_validations_an_epoch(tmp_path):
+    torch.save({"global_step": 0}, tmp_path / "0000-nan.ckpt")
+    with pytest.raises(InterruptionError, match="no checkpoint with a finite validation score"):
+        _validated(tmp_path)
     scores = [0.9, 0.5, 0.3, 0.6, 0.4, 0.2]
     for step, score in enumerate(scores):  # three an epoch, files in any order
         torch.save({"global_step": 10 * step}, tmp_path / f"{step // 3:04d}-{score:.6f}.ckpt")

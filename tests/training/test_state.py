@@ -77,7 +77,7 @@ def begun(tmp_path, monkeypatch):
         {"distil__task__batch_size": 32, "distil__task__num_workers": 0},
         {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__precision": "bf16-mixed"},
         {"trainer__log_every_n_steps": 10, "trainer__enable_progress_bar": False},
-        {"finetune__trainer__max_epochs": 30, "finetune__patience": None},
+        {"finetune__trainer__max_epochs": 30, "finetune__patience": None, "distil__patience": 5},
         {"optimizer__lr": 1e-4, "optimizer__backbone_lr": 1e-5, "prune__0__task__gate_lr": 0.1},
         {"gradient_percentile": 50},
         {"registry": "./database.yml", "directory": "../somewhere/run", "embedding": "org/another"},
