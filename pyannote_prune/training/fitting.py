@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -34,6 +35,8 @@ from pyannote_prune.training.state import latest_checkpoint, read_lazily
 
 # of the best checkpoints
 KEPT = 5
+# options of the trainer about the machine
+_HARDWARE = ("accelerator", "devices", "strategy", "num_nodes")
 
 
 def fit(
@@ -127,16 +130,20 @@ def check_options(options: TrainingOptions) -> None:
         if given.get(name, -1) not in (None, -1) and not given[name] > 0:
             raise InputError(f"{name} must be positive, or -1 for no limit, got {given[name]}.")
     PercentileGradientClipping(options.gradient_percentile)
-    try:
-        with quiet_lightning():
-            _trainer(options.trainer, [Checkpoints()], logger=False)
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise InputError(f"The trainer refuses its options ({describe(error)}).") from error
+    there = dict(options.trainer)
+    if there.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
+        # the plan of a run on a GPU can be checked on a machine without one
+        there = {name: value for name, value in there.items() if name not in _HARDWARE}
+    with quiet_lightning():
+        _trainer(there, [Checkpoints()], logger=False)
 
 
 def _trainer(given: Mapping[str, Any], callbacks: Sequence[Callback], **others: Any) -> Trainer:
     callbacks = [*callbacks, *(given.get("callbacks") or [])]
-    return Trainer(**{"enable_model_summary": False, **given, "callbacks": callbacks, **others})
+    try:
+        return Trainer(**{"enable_model_summary": False, **given, "callbacks": callbacks, **others})
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise InputError(f"The trainer refuses its options ({describe(error)}).") from error
 
 
 def configure_optimizers(model: Model, options: TrainingOptions, monitor: str | None) -> dict[str, Any]:

@@ -110,6 +110,12 @@ def test_other_options(options, named):
     check_options(TrainingOptions({"max_epochs": -1, "limit_train_batches": 0.5}, patience=None))
 
 
+def test_options_of_a_machine_with_gpus_are_checked_on_another():
+    check_options(TrainingOptions({"accelerator": "gpu", "devices": 4, "strategy": "ddp", "precision": "16-mixed"}))
+    with pytest.raises(InputError, match="bogus"):
+        check_options(TrainingOptions({"accelerator": "gpu", "bogus": 1}))
+
+
 def test_the_plan_of_compress(command, untrained, tmp_path, capfd):
     embedding = f"embedding={untrained / 'embedding'}"
     arguments = ("compress", "--check", f"directory={tmp_path}", *TINY, embedding, "finetune.trainer.max_epochs=3")
