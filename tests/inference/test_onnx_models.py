@@ -74,6 +74,7 @@ def pruned(**values) -> PrunedWavLMConfig:
     )
 
 
+@pytest.mark.slow
 def test_pruned_wavlm_with_conformer():
     torch.manual_seed(0)
     model = segmentation_of(pruned(feat_extract_norm="layer", do_stable_layer_norm=True))
@@ -139,6 +140,7 @@ def assert_embeds_as(model, exported):
     return executed
 
 
+@pytest.mark.slow
 def test_campplus():
     model = small_campplus()
     exported = as_exported(embedding_graph(model), "it", "embedding")

@@ -265,7 +265,7 @@ def test_exports(speakers):
             torch.testing.assert_close(program(*arguments), model(*arguments), atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
-@pytest.mark.parametrize("with_weights", [False, True])
+@pytest.mark.parametrize("with_weights", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiles(with_weights):
     """As one graph, with gradients and without."""
     model = small(bottlenecks=[[3], [2], [4]], growths=[[2], [3], [2]])

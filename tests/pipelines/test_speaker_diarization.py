@@ -190,6 +190,7 @@ def test_pipelines_can_be_pickled(clustering, untrained, plda, short):
     np.testing.assert_allclose(output.speaker_embeddings, wanted.speaker_embeddings, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_spawned_process(untrained, short):
     pipeline = Pipeline.from_pretrained(untrained)
     with multiprocessing.get_context("spawn").Pool(1) as pool:

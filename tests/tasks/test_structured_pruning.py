@@ -111,7 +111,7 @@ def test_distillation_loss_by_hand():
     torch.testing.assert_close(distillation_loss(teacher, teacher), torch.tensor(-1.0))
 
 
-@pytest.mark.parametrize("objective", ["params", "macs"])
+@pytest.mark.parametrize("objective", ["params", pytest.param("macs", marks=pytest.mark.slow)])
 def test_prunes_to_its_target_and_cuts(objective, protocol):
     teacher, student = segmentation(), segmentation()
     before = {key: tensor.clone() for key, tensor in teacher.state_dict().items()}
