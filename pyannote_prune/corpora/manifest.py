@@ -94,7 +94,7 @@ class Manifest:
                 elif there and seen is not None and not seen.failed:
                     if seen.made_by != _key(self._row(job)):
                         others.append(there[0])
-                    elif job.is_stream or (seen.audio and seen.audio != contents(job.path)):
+                    elif job.is_stream or is_about_another(seen.audio, contents(job.path)):
                         changed.append(there[0])
                     elif len(there) == len(targets):
                         continue
@@ -151,6 +151,11 @@ class Manifest:
 
     def _row(self, job: Job) -> dict[str, Any]:
         return {"recording": job.stem.as_posix(), "audio_filepath": str(job.path), **self._made_by_of(job)}
+
+
+def is_about_another(row: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a row is about another recording than the one with these contents, as far as both say."""
+    return any(row.get(name, value) != value for name, value in now.items())
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from pyannote_prune.corpora.jobs import contents, writing
 from pyannote_prune.corpora.manifest import NAME as MANIFEST
-from pyannote_prune.corpora.manifest import append_row, read_manifest
+from pyannote_prune.corpora.manifest import append_row, is_about_another, read_manifest
 from pyannote_prune.errors import InputError, debugging, describe, full_traceback, is_expected
 from pyannote_prune.evaluation.live import follow_live
 from pyannote_prune.models.audio import Audio
@@ -93,14 +93,13 @@ class System:
             )
         for corpus in corpora:
             about = {row["recording"]: row for row in read_manifest(self._folder(corpus))}
-            for reference in corpus.references:
-                if reference.uri in about and self.hypothesis(corpus, reference).is_file():
-                    now = _contents(reference)
-                    if any(about[reference.uri].get(name) != value for name, value in now.items()):
-                        raise InputError(
-                            f"{self.folder} holds a hypothesis about another recording than today's {reference.uri} of "
-                            f"{corpus.protocol}: remove that folder, or give another --output."
-                        )
+            there = (each for each in corpus.references if self.hypothesis(corpus, each).is_file())
+            for reference in (each for each in there if each.uri in about):
+                if is_about_another(about[reference.uri], _contents(reference)):
+                    raise InputError(
+                        f"{self.folder} holds a hypothesis about another recording than today's {reference.uri} of "
+                        f"{corpus.protocol}: remove that folder, or give another --output."
+                    )
 
     def remember(self) -> None:
         """Write down what the hypotheses come from."""

@@ -77,6 +77,10 @@ def test_another_recording_of_the_same_name_is_refused(corpus, tmp_path):
     with pytest.raises(InputError, match=r"a\.rttm may be about another recording"):
         manifest(out).unfinished([job])
     assert manifest(out).unfinished([job], overwrite=True) == [job]
+    # what was diarized may be gone
+    kept = job.path.rename(tmp_path / "kept.wav")
+    assert manifest(out).unfinished([job]) == []
+    kept.rename(job.path)
     # rows of earlier releases do not say which recording they are about
     path = out / "manifest.jsonl"
     (row,) = read_manifest(out)
