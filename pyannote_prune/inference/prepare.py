@@ -54,6 +54,7 @@ def check_precision(precision: str) -> None:
         raise InputError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}.")
 
 
+@torch.no_grad()
 def prepare(
     model: nn.Module, device: torch.device | str | None = None, precision: str = "auto", variant: str | None = None
 ) -> Executor:

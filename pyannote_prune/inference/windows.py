@@ -63,6 +63,7 @@ class SegmentationInference(UpstreamInference):
     def __init__(self, model: torch.nn.Module, precision: str = "auto", **kwargs: object) -> None:
         check_precision(precision)
         super().__init__(model, **kwargs)
+        self.conversion.float()  # whatever the default type is
         self.precision = precision
         self._executor: Executor | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from pyannote.audio import Audio as UpstreamAudio
 from pyannote.audio.core.io import AudioFile
 from pyannote.core import Segment
+from scipy.signal import resample_poly
 from torch import Tensor
 
 from pyannote_prune.errors import InputError
@@ -46,6 +48,8 @@ _BLOCK = 60
 _NO_LENGTH = 1 << 60
 # of recordings, in a message
 _MAX_NAMES = 10
+# numbers in the kernel that torchaudio resamples with: gigabytes where rates have few factors in common
+_LARGEST_KERNEL = 10_000_000
 # share of the energy that independent channels would have when averaged: those that have less cancel each other
 _CANCELLED = 0.1
 
@@ -178,7 +182,12 @@ class Audio(UpstreamAudio):
             energies = waveform.square().sum(dim=1)
             if _cancel(energies, waveform.mean(dim=0)):
                 channel = _loudest(energies)
-        return super().downmix_and_resample(waveform, sample_rate, channel=channel)
+        wanted = self.sample_rate
+        if wanted is None or wanted * sample_rate < _LARGEST_KERNEL * math.gcd(wanted, sample_rate) ** 2:
+            return super().downmix_and_resample(waveform, sample_rate, channel=channel)
+        waveform, _ = UpstreamAudio(mono=self.mono).downmix_and_resample(waveform, sample_rate, channel=channel)
+        samples = resample_poly(waveform.float().numpy(force=True), wanted, sample_rate, axis=1)
+        return torch.from_numpy(samples), wanted
 
     def crop(self, file: AudioFile, segment: Segment, mode: str = "raise") -> tuple[Tensor, int]:
         """Obtain part of a waveform

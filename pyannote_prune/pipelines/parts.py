@@ -69,7 +69,8 @@ def load_part(
         if name.endswith(".onnx"):
             model = executed_by_onnx(read_exported(_exported_file(**arguments), kind))
         else:
-            model = load_model(**arguments).eval()
+            # whatever the default type is: audio is in float32
+            model = load_model(**arguments).float().eval()
     if backend == "torch" and isinstance(model, OnnxModel):
         raise InputError(
             f"{model.exported.source} is an exported model, which ONNX Runtime executes: for backend torch, take the "

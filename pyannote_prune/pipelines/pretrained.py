@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from pickle import UnpicklingError
+from threading import Lock
 from typing import Any
 
 from huggingface_hub import constants, hf_hub_download
@@ -33,6 +34,8 @@ _EXPECTED = (
     UnpicklingError,
     ValueError,
 )
+# of `redirect_stdout`: two threads inside of it at once would leave the process without its output
+_REDIRECTING = Lock()
 
 
 def load_pipeline(
@@ -72,7 +75,7 @@ def load_pipeline(
     path = Path(pipeline)
     try:
         # upstream prints advice when a download fails: standard output is for results
-        with redirect_stdout(io.StringIO()), tensors_only():
+        with _REDIRECTING, redirect_stdout(io.StringIO()), tensors_only():
             if path.exists():
                 refuse_revision(path, revision)
                 origin: Path | str = path if path.is_dir() else path.parent

@@ -65,7 +65,7 @@ def check_file(file: Any) -> MutableMapping[str, Any]:
             raise InputError(f"{name}: waveform must be of floating-point numbers in [-1, 1], got {waveform.dtype}.")
         if isinstance(sample_rate, bool) or not isinstance(sample_rate, Integral) or sample_rate < 1:
             raise InputError(f"{name}: sample_rate must be a whole number of samples per second, got {sample_rate!r}.")
-        if not waveform.shape[1]:
+        if not waveform.numel():
             raise InputError(f"{name} is empty: it has no samples.")
         return Audio.validate_file(file)
     audio = file.get("audio") if isinstance(file, Mapping) else file
@@ -116,6 +116,8 @@ def decode(
     name = str(file.get("uri", "audio")) if audio is None or isinstance(audio, IOBase) else str(audio)
     if file.get("channel") is not None:
         channel = file["channel"]
+    if channel is not None and (isinstance(channel, bool) or not isinstance(channel, Integral)):
+        raise InputError(f"{name}: channel must be a whole number, counted from 0, got {channel!r}.")
     if "waveform" in file and channel is not None and not 0 <= channel < len(file["waveform"]):
         raise InputError(f"{name}: there is no channel {channel} among {len(file['waveform'])}, numbered from 0.")
     try:

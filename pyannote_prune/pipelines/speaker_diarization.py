@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from pyannote.audio import Model
 from pyannote.audio.core.io import AudioFile
@@ -238,6 +239,11 @@ class SpeakerDiarization(WithStreams, WithTurnDurations):
             raise InputError(f"Several files are named {uri!r}: give each a `uri` of its own.")
         return ((one, self(one, **kwargs)) for one in files)
 
+    def to(self, device: torch.device) -> SpeakerDiarization:
+        """Move to a device; a pipeline stays where it was, and works, if there is none such"""
+        torch.empty(0, device=device)  # Lightning's models note the device before they fail to get there
+        return super().to(device)
+
     def prepare_one(self, file: AudioFile, preload: bool = False) -> Mapping[str, Any]:
         """Validate a file and decode its audio into memory, whatever `preload` says"""
         model = segmentation_inference(self).model
@@ -247,11 +253,6 @@ class SpeakerDiarization(WithStreams, WithTurnDurations):
         self, file: Mapping[str, Any], hook: Callable[..., object] | None = None
     ) -> SlidingWindowFeature:
         """Apply the segmentation model, then the median filter if there is one
-
-        Parameters
-        ----------
-        file : Mapping
-        hook : Callable, optional
 
         Returns
         -------
@@ -302,7 +303,6 @@ class SpeakerDiarization(WithStreams, WithTurnDurations):
         """
         if self.klustering == "OracleClustering":
             return None
-
         embedding: Any = speaker_embedding(self)
         by_chunk = pools_by_speaker(embedding)
         # one by one, chunks stay in the cache of a CPU: a smaller batch size would change nothing

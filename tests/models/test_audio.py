@@ -10,7 +10,7 @@ from pyannote.core import Segment
 
 from pyannote_prune.errors import InputError
 from pyannote_prune.models import audio
-from pyannote_prune.models.audio import find_recordings
+from pyannote_prune.models.audio import Audio, find_recordings
 from pyannote_prune.pipelines.recording import decode
 from pyannote_prune.simulation.voices import read_mono
 from pyannote_prune.upstream import ffmpeg_is_installed
@@ -111,3 +111,13 @@ def test_file_object_at_its_end():
     soundfile.write(file, np.zeros(8000), 8000, format="wav")
     waveform, rate = audio.Audio()(file)
     assert (waveform.shape, rate) == ((1, 8000), 8000)
+
+
+@pytest.mark.parametrize("rate", [22254, 44099])
+def test_rates_with_few_factors_in_common(rate, monkeypatch):
+    # whose kernel has up to 700 million numbers
+    monkeypatch.setattr("torchaudio.functional.resample", None)
+    sines = [torch.sin(2 * torch.pi * 440 * torch.arange(samples) / samples)[None] for samples in (rate, 16000)]
+    waveform, resampled = Audio(sample_rate=16000)({"waveform": sines[0].repeat(2, 1), "sample_rate": rate})
+    assert (waveform.shape, waveform.dtype, resampled) == ((2, 16000), torch.float32, 16000)
+    torch.testing.assert_close(waveform[:1, 500:-500], sines[1][:, 500:-500], atol=5e-3, rtol=0)

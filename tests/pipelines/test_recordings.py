@@ -189,6 +189,8 @@ def test_broken(kind, told, diarize, samples, tmp_path):
         ({"waveform": torch.zeros(1, 0), "sample_rate": RATE}, "is empty"),
         ({"waveform": torch.full((1, RATE), torch.nan), "sample_rate": RATE}, "not finite"),
         ({"waveform": torch.zeros(1, RATE), "sample_rate": RATE, "channel": 1}, "no channel 1 among 1"),
+        ({"waveform": torch.zeros(0, RATE), "sample_rate": RATE}, "is empty"),
+        ({"waveform": torch.zeros(2, RATE), "sample_rate": RATE, "channel": "1"}, "channel must be a whole .* got '1'"),
         ({"uri": "nothing"}, "nothing is not a recording"),
         (42, "42 is not a recording"),
     ],

@@ -1,5 +1,7 @@
 import multiprocessing
 import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from pyannote.database.util import load_rttm
 from pyannote_prune import embedded_pipeline
 from pyannote_prune.errors import InputError
 from pyannote_prune.pipelines import SpeakerDiarization, convert
+from pyannote_prune.pipelines.pretrained import load_pipeline
 from pyannote_prune.pipelines.turns import name_by_appearance
 from tests.conftest import FIXTURES, SAMPLE
 
@@ -198,6 +201,38 @@ def test_spawned_process(untrained, short):
     wanted = pipeline(short).speaker_diarization
     assert len(wanted) > 0
     assert output.speaker_diarization == wanted
+
+
+def load_in(context, directory):
+    if context == "inference mode":
+        with torch.inference_mode():
+            return Pipeline.from_pretrained(directory)
+    torch.set_default_dtype(torch.float64)
+    try:
+        return Pipeline.from_pretrained(directory)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("context", ["inference mode", "default type of 64 bits"])
+def test_where_it_is_loaded_does_not_matter(context, untrained, short):
+    wanted = Pipeline.from_pretrained(untrained)(short).speaker_diarization
+    assert len(wanted) > 0
+    assert load_in(context, untrained)(short).speaker_diarization == wanted
+
+
+def test_works_on_after_a_device_that_is_not_there(untrained, short):
+    pipeline = Pipeline.from_pretrained(untrained)
+    with pytest.raises(RuntimeError):
+        pipeline.to(torch.device("cuda", 99))
+    assert len(pipeline(short).speaker_diarization) > 0
+
+
+def test_loading_in_several_threads_leaves_the_output_where_it_is(untrained):
+    stdout = sys.stdout
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(load_pipeline, [str(untrained)] * 4, ["cpu"] * 4))
+    assert sys.stdout is stdout
 
 
 def test_caches_of_optimisation_reach_the_file(untrained, short):
