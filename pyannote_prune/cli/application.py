@@ -28,6 +28,8 @@ from pyannote_prune.upstream import get_augmentation
 
 # tells a process that Lightning starts for another device which command it is part of
 COMMAND = "PYANNOTE_PRUNE_COMMAND"
+# of optimizers and schedulers, which take anything
+_NUMBERS = ("lr", "backbone_lr", "weight_decay", "factor", "patience", "min_lr", "threshold", "cooldown", "gamma")
 
 
 def config_directory() -> Path:
@@ -92,6 +94,8 @@ def run(
         raise InputError(f"{error.filename} is a file: give a directory for the run.") from error
     except Exception as error:
         wrapped = _input_error(error)
+        if wrapped is None and "Config group override" in str(error):
+            wrapped = InputError(_no_name(overrides))
         if wrapped is None or wrapped is error:
             raise
         raise wrapped from error
@@ -117,6 +121,16 @@ def _sentence(error: BaseException) -> str:
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
             return f"There is no setting {cause.full_key}: {hint} (+{cause.full_key}=VALUE adds one.)"
     return " ".join(re.split(r"\n\s*(?:Config search path|See https|full_key)", str(error))[0].split())
+
+
+def _no_name(overrides: Sequence[str]) -> str:
+    """Sentence about a group of settings that is given a number or null in place of a name."""
+    for override in overrides:
+        group, _, value = override.partition("=")
+        names = sorted(path.stem for path in (config_directory() / group).glob("*.yaml"))
+        if names and value not in names:
+            return f"There is no {override}: choose one of {', '.join(names)}."
+    return "A group of settings takes a name, as in model=pretrained."
 
 
 def _input_error(error: BaseException) -> InputError | InterruptionError | None:
@@ -154,7 +168,7 @@ def seed(config: DictConfig) -> None:
 def load_protocol(config: DictConfig) -> Any:
     """Protocol that a configuration names, with its preprocessors."""
     if config.get("registry") is not None:
-        load_registry(config.registry)
+        load_registry(str(config.registry))
     preprocessors = {"audio": FileFinder()}
     preprocessors |= instantiate(config.get("preprocessor") or {}, _convert_="all")
     return find_protocol(config.protocol, preprocessors)
@@ -176,9 +190,10 @@ def training_options(config: DictConfig) -> TrainingOptions:
         When no optimizer or scheduler can be made of what is given.
     """
     settings = plain(config.optimizer)
-    for name, value in settings.items():
-        if name in ("lr", "backbone_lr", "weight_decay") and isinstance(value, str):
-            raise InputError(f"optimizer.{name} must be a number, got {value!r}.")
+    for section, values in {"optimizer": settings, "scheduler": config.get("scheduler") or {}}.items():
+        for name, value in values.items():
+            if name in _NUMBERS and isinstance(value, (str, bool)):
+                raise InputError(f"{section}.{name} must be a number, got {value!r}.")
     backbone_lr = settings.pop("backbone_lr", None)
     optimizer = instantiate(settings, _partial_=True, _convert_="all")
     scheduler = instantiate(config.scheduler, _partial_=True) if config.get("scheduler") else None

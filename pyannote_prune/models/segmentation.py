@@ -186,6 +186,8 @@ class WavLMSegmentation(SegmentationModel):
     ) -> None:
         if sample_rate != 16000:
             raise InputError(f"WavLM knows one sample rate, 16000 Hz, got {sample_rate}.")
+        if not isinstance(wavlm_frozen, bool):  # "no" would freeze it
+            raise InputError(f"wavlm_frozen must be true or false, got {wavlm_frozen!r}.")
         super().__init__(sample_rate=sample_rate, num_channels=num_channels, task=task)
 
         shape = _shape(wavlm)

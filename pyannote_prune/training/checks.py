@@ -107,6 +107,10 @@ def check_recipe(
         raise InputError("There is nothing to prune: give at least one phase in `prune`.")
     counts = {"average": recipe.average, "average_finetuned": recipe.average_finetuned}
     check_numbers(counts, whole=True, positive=True)
+    if not isinstance(recipe.new_head, bool):
+        raise InputError(f"new_head must be true or false, got {recipe.new_head!r}.")
+    if recipe.distil is not None and recipe.distil.task.get("target") is not None:
+        raise InputError("distil: distillation has no target, it prunes nothing: give one to a phase of `prune`.")
     if embedding is not None:
         _check_embedding(embedding)
 
@@ -200,7 +204,6 @@ def _naming(stage: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{stage}: {error}") from error
-    except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
-            raise
-        raise InputError(f"{stage}: {str(error).split('__init__() ')[-1]} of its task.") from error
+    except TypeError as error:  # of values of wrong kinds
+        sentence = str(error).split("__init__() ")[-1]
+        raise InputError(f"{stage}: {sentence}, of its task.") from error
