@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from pyannote.audio import Model
 from pyannote.audio.core.plda import PLDA
+from pyannote.audio.core.task import Problem
 from pyannote.audio.pipelines.utils import PipelineModel, PipelinePLDA
 
 from pyannote_prune.checkpoints.onnx_files import read_exported
@@ -58,7 +59,7 @@ def load_part(
     Raises
     ------
     InputError
-        When there is no such model, or none that this backend can execute.
+        When there is no such model, none of this kind, or none that this backend can execute.
     """
     if backend not in BACKENDS:
         raise InputError(f"--backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
@@ -71,6 +72,11 @@ def load_part(
         else:
             # whatever the default type is: audio is in float32
             model = load_model(**arguments).float().eval()
+    if not isinstance(model, OnnxModel):  # which tells its kind itself
+        represents = getattr(model.specifications, "problem", None) == Problem.REPRESENTATION
+        if represents != (kind == "embedding"):
+            wanted = "a speaker embedding" if kind == "embedding" else "a segmentation model"
+            raise InputError(f"{kind}: expected {wanted}, got a {type(model).__name__}.")
     if backend == "torch" and isinstance(model, OnnxModel):
         raise InputError(
             f"{model.exported.source} is an exported model, which ONNX Runtime executes: for backend torch, take the "

@@ -258,6 +258,11 @@ def test_bad_options(untrained):
         SpeakerDiarization()
     with pytest.raises(InputError, match="VBxClustering needs a plda"):
         SpeakerDiarization(**models(untrained), clustering="VBxClustering")
+    swapped = dict(zip(models(untrained), reversed(models(untrained).values())))
+    with pytest.raises(InputError, match="segmentation: expected a segmentation model, got a XVectorMFCC"):
+        SpeakerDiarization(**swapped)
+    with pytest.raises(InputError, match="embedding: expected a speaker embedding, got a WavLMSegmentation"):
+        SpeakerDiarization(**models(untrained) | {"embedding": swapped["embedding"]})
     with pytest.raises(InputError, match="odd number of frames, got 10"):
         SpeakerDiarization(**models(untrained), median_filter=10)
 
