@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pyannote.audio import Model
 from pyannote.audio.core.task import Task
@@ -103,8 +103,8 @@ def fit(
     if latest is not None and (given.get("max_epochs") or -1) > 0:  # Lightning refuses less than what is finished
         given["max_epochs"] = max(given["max_epochs"], read_lazily(latest)["epoch"])
     with _interruptions(directory, epochs), quiet_lightning():
-        logger = TensorBoardLogger(directory, name="", version="")
-        trainer = _trainer(given, callbacks, logger=logger, enable_progress_bar=bar, default_root_dir=directory)
+        loggers = [TensorBoardLogger(directory, name="", version=""), *_loggers(given)]
+        trainer = _trainer(given, callbacks, logger=loggers, enable_progress_bar=bar, default_root_dir=directory)
         trainer.fit(model, ckpt_path=latest, weights_only=False)
     return checkpoint
 
@@ -130,6 +130,7 @@ def check_options(options: TrainingOptions) -> None:
         if given.get(name, -1) not in (None, -1) and not given[name] > 0:
             raise InputError(f"{name} must be positive, or -1 for no limit, got {given[name]}.")
     PercentileGradientClipping(options.gradient_percentile)
+    _loggers(options.trainer)
     there = dict(options.trainer)
     if there.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         # the plan of a run on a GPU can be checked on a machine without one
@@ -138,9 +139,19 @@ def check_options(options: TrainingOptions) -> None:
         _trainer(there, [Checkpoints()], logger=False)
 
 
+def _loggers(given: Mapping[str, Any]) -> list[Logger]:
+    """Loggers of the options of a trainer, besides that of TensorBoard, which reports read."""
+    loggers = given.get("logger") or []
+    loggers = loggers if isinstance(loggers, (list, tuple)) else [] if loggers is True else [loggers]
+    for logger in loggers:
+        if not isinstance(logger, Logger):
+            raise InputError(f"trainer.logger must be a logger of Lightning, or a list of them, got {logger!r}.")
+    return list(loggers)
+
+
 def _trainer(given: Mapping[str, Any], callbacks: Sequence[Callback], **others: Any) -> Trainer:
-    callbacks = [*callbacks, *(given.get("callbacks") or [])]
     try:
+        callbacks = [*callbacks, *(given.get("callbacks") or [])]
         return Trainer(**{"enable_model_summary": False, **given, "callbacks": callbacks, **others})
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise InputError(f"The trainer refuses its options ({describe(error)}).") from error

@@ -105,6 +105,8 @@ def test_compress(overrides, named, command, trained, untrained, tmp_path, capsy
         ({"check_val_every_n_epoch": 0}, "trainer.check_val_every_n_epoch must be positive, got 0"),
         ({"precision": "foo"}, "The trainer refuses its options (ValueError: Precision 'foo' is invalid"),
         ({"accelerator": "cpu", "devices": 0}, "The trainer refuses its options (MisconfigurationException"),
+        ({"callbacks": 3}, "The trainer refuses its options (TypeError"),
+        ({"logger": 3}, "trainer.logger must be a logger of Lightning, or a list of them, got 3"),
         ({"enable_checkpointing": False}, "The trainer refuses its options (MisconfigurationException"),
     ],
 )

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import ExponentialLR
 
@@ -73,6 +74,12 @@ def test_last_epoch_of_a_plateau_in_a_directory_that_moves(trained, protocol, tm
     after.rename(before)
     finetune(segmentation(), diarization(protocol), options(2), before)
     assert torch.load(before / "last.ckpt", weights_only=False)["epoch"] == 3
+
+
+def test_another_logger_beside_tensorboard(trained, tmp_path):
+    trained(tmp_path / "run", 1, logger=CSVLogger(tmp_path, name="csv", version=""))
+    assert "loss/train" in (tmp_path / "csv" / "metrics.csv").read_text()
+    assert list((tmp_path / "run").glob("events.*"))
 
 
 def test_a_score_every_second_epoch(trained, tmp_path):
