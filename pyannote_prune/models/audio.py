@@ -17,6 +17,7 @@ import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
+import torchaudio
 from pyannote.audio import Audio as UpstreamAudio
 from pyannote.audio.core.io import AudioFile
 from pyannote.core import Segment
@@ -182,12 +183,9 @@ class Audio(UpstreamAudio):
             energies = waveform.square().sum(dim=1)
             if _cancel(energies, waveform.mean(dim=0)):
                 channel = _loudest(energies)
-        wanted = self.sample_rate
-        if wanted is None or wanted * sample_rate < _LARGEST_KERNEL * math.gcd(wanted, sample_rate) ** 2:
-            return super().downmix_and_resample(waveform, sample_rate, channel=channel)
         waveform, _ = UpstreamAudio(mono=self.mono).downmix_and_resample(waveform, sample_rate, channel=channel)
-        samples = resample_poly(waveform.float().numpy(force=True), wanted, sample_rate, axis=1)
-        return torch.from_numpy(samples), wanted
+        wanted = self.sample_rate or sample_rate
+        return resample(waveform, sample_rate, wanted), wanted
 
     def crop(self, file: AudioFile, segment: Segment, mode: str = "raise") -> tuple[Tensor, int]:
         """Obtain part of a waveform
@@ -267,6 +265,13 @@ class Audio(UpstreamAudio):
         if channel is not None:
             return block[:, channel : channel + 1]
         return block.mean(axis=1, keepdims=True) if self.mono == "downmix" and block.shape[1] > 1 else block
+
+
+def resample(waveform: Tensor, rate: int, wanted: int) -> Tensor:
+    """Bring (..., time) samples to another rate: by torchaudio, or by SciPy where it would take gigabytes"""
+    if wanted * rate < _LARGEST_KERNEL * math.gcd(wanted, rate) ** 2:
+        return torchaudio.functional.resample(waveform, rate, wanted)
+    return torch.from_numpy(resample_poly(waveform.float().numpy(force=True), wanted, rate, axis=-1))
 
 
 def _require_ffmpeg(file: AudioFile) -> None:

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchaudio.functional import resample
 
 from pyannote_prune.errors import InputError
+from pyannote_prune.models.audio import resample
 from pyannote_prune.pipelines.recording import GREATEST_GAIN, LEVEL, LOUDEST
 
 # of the running level: bins of a decibel from the faintest level up, and frames at the usual level (in decibels) that
 # it starts with, so that a noise before the first word is not taken for speech
 _FAINTEST, _NUM_BINS, _USUAL, _PRIOR_FRAMES = -120, 121, -26, 25
-# times the longer of two sampling periods that a resampled sample depends on, on each side (torchaudio's, rounded up)
-_FILTER_WIDTH = 8
+# times the longer of two sampling periods that a resampled sample depends on, on each side (SciPy's, rounded up)
+_FILTER_WIDTH = 11
 # samples of an array, at most, that smaller ones are joined to
 _BLOCK = 2**20
 

@@ -248,7 +248,7 @@ def test_memory_is_bounded(foreign, sample, monkeypatch):
     assert sizes[-1] < 1.2 * sizes[1]
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000])
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 22254, 44100, 48000])
 @given(sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=6))
 @settings(max_examples=5, deadline=None)
 def test_audio_is_resampled_as_it_arrives(rate, sizes):
