@@ -145,6 +145,8 @@ class SpeakerDiarization(UpstreamSpeakerDiarization):
         self.data_fraction = data_fraction
         if isinstance(simulation, Mapping):
             simulation = Simulator(**simulation) if simulation.get("voices") is not None else None
+        if isinstance(simulation, (str, int, float)):
+            raise InputError(f"simulation has settings of its own, as simulation.voices=FOLDER, got {simulation!r}.")
         self.simulator = simulation
         self.simulated_fraction = simulated_fraction
         self.chunks_per_epoch = chunks_per_epoch

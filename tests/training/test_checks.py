@@ -79,6 +79,7 @@ def trained(tmp_path_factory):
         (["augmentation=Gian"], "There is no augmentation=Gian: choose one of Gain"),
         (["embedding=null"], "No embedding model at None"),
         (["registry=3"], "No such database registry: 3"),
+        (["task.simulation=voices"], "finetune: simulation has settings of its own, as simulation.voices=FOLDER"),
         (["task.simulation.voices=3"], "finetune: expected str, bytes or os.PathLike object, not int"),
         (["model=PyanNet", "~model.wavlm", "~model.head_args"], "got a PyanNet"),
     ],
