@@ -18,6 +18,7 @@ from pyannote_prune.checkpoints.lightning import checkpoint_in, is_checkpoint, r
 from pyannote_prune.checkpoints.sources import HUB_ID
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.models import load_segmentation
+from pyannote_prune.models.audio import files_in
 from pyannote_prune.pipelines.directory import CONFIG, INSIDE, PLDA_FILES, check_pipeline, read_config
 
 README = "README.md"
@@ -91,7 +92,7 @@ def read_directory(directory: Path) -> Contents:
             )
     segmentation = load_segmentation(checkpoint_in(directory / models["segmentation"].removeprefix(INSIDE)))
 
-    files = [file.relative_to(directory) for file in sorted(directory.rglob("*")) if file.is_file()]
+    files = [file.relative_to(directory) for file in sorted(files_in(directory))]
     visible = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
     return Contents(directory, config, models, segmentation, [file for file in visible if file != README])
 

@@ -9,6 +9,7 @@ from pyannote.audio import Model, Pipeline
 from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.errors import InputError
 from pyannote_prune.pipelines import SpeakerDiarization, convert
+from pyannote_prune.pipelines.fingerprint import fingerprint
 from pyannote_prune.pipelines.hub import publish, read_directory
 from pyannote_prune.pipelines.pretrained import load_pipeline
 from pyannote_prune.reports.card import write_card
@@ -42,6 +43,17 @@ def test_what_is_uploaded(published, untrained):
         assert files[name] == path.read_bytes()
     assert published.files(REPOSITORY).keys() == {".gitattributes"}
     assert published.private == {REPOSITORY: True}
+
+
+def test_folders_that_are_links(untrained, tmp_path):
+    shutil.copytree(untrained, tmp_path / "pipeline")
+    shutil.move(tmp_path / "pipeline" / "embedding", tmp_path / "shared")
+    (tmp_path / "pipeline" / "embedding").symlink_to(tmp_path / "shared")
+    assert "embedding/pytorch_model.bin" in read_directory(tmp_path / "pipeline").files
+    before = fingerprint(str(tmp_path / "pipeline"))
+    with open(tmp_path / "shared" / "pytorch_model.bin", "ab") as file:
+        file.write(b"changed")
+    assert fingerprint(str(tmp_path / "pipeline")) != before
 
 
 def test_stock_pyannote_loads_what_was_uploaded(published, untrained, short):
