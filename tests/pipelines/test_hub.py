@@ -56,6 +56,17 @@ def test_folders_that_are_links(untrained, tmp_path):
     assert fingerprint(str(tmp_path / "pipeline")) != before
 
 
+def test_what_an_optimiser_writes_makes_no_other_pipeline(untrained, tmp_path):
+    shutil.copytree(untrained, tmp_path / "pipeline")
+    before = fingerprint(str(tmp_path / "pipeline"))
+    for name in ("config.MyDatabase.SpeakerDiarization.MyProtocol.development.yaml", "config.journal"):
+        (tmp_path / "pipeline" / name).write_text("params: {}")
+    assert fingerprint(str(tmp_path / "pipeline")) == before
+    with open(tmp_path / "pipeline" / "config.yaml", "a") as file:
+        file.write("# changed\n")
+    assert fingerprint(str(tmp_path / "pipeline")) != before
+
+
 def test_stock_pyannote_loads_what_was_uploaded(published, untrained, short):
     pipeline = Pipeline.from_pretrained(REPOSITORY, revision="v1", token=READER)
     assert type(pipeline) is SpeakerDiarization
