@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from pyannote.audio import Model
 
-from pyannote_prune.checkpoints.lightning import checkpoint_in, is_checkpoint, read_checkpoint
+from pyannote_prune.checkpoints.lightning import PICKLED, SAFE, checkpoint_in, is_checkpoint, read_checkpoint
 from pyannote_prune.checkpoints.sources import HUB_ID
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.models import load_segmentation
@@ -107,6 +107,8 @@ def publish(
 ) -> str:
     """Upload a pipeline directory in one commit, into a repository that is created if need be
 
+    Other files of the repository stay, but for pickled checkpoints where the directory has safe ones.
+
     Parameters
     ----------
     contents : Contents
@@ -132,7 +134,9 @@ def publish(
         the repository exists and is public.
     """
     api = HfApi(token=token, library_name="pyannote-prune", library_version=version("pyannote-prune"))
-    operations = [CommitOperationAdd(file, contents.directory / file) for file in contents.files]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(file, contents.directory / file) for file in contents.files
+    ]
     operations.append(CommitOperationAdd(README, str(card).encode()))
     try:
         card.validate()
@@ -143,6 +147,13 @@ def publish(
             )
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
+        # a pickled checkpoint of before would be loaded in place of the safe one
+        pickled = [Path(file).with_name(PICKLED).as_posix() for file in contents.files if Path(file).name == SAFE]
+        operations += [
+            CommitOperationDelete(file)
+            for file in pickled
+            if file not in contents.files and api.file_exists(repository, file, revision=revision)
+        ]
         api.create_commit(
             repository,
             operations,

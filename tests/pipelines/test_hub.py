@@ -170,3 +170,13 @@ def test_new_version_in_a_public_repository(published, untrained):
     assert files["picture.png"] == b"kept"
     assert files["README.md"].decode() == str(card)
     assert yaml.safe_load(files["config.yaml"])["params"]["clustering"]["threshold"] == 0.7
+
+
+def test_safe_models_replace_pickled_ones(published, untrained, tmp_path):
+    convert(untrained, tmp_path / "safe", safe=True)
+    contents = read_directory(tmp_path / "safe")
+    published.commit(REPOSITORY, "v1", {"segmentation/notes.txt": b"kept"})
+    publish(contents, REPOSITORY, write_card(contents, REPOSITORY, license="mit"), revision="v1", token=WRITER)
+    files = published.files(REPOSITORY, "v1")
+    assert {"segmentation/model.safetensors", "embedding/model.safetensors", "segmentation/notes.txt"} <= files.keys()
+    assert not any(path.endswith(".bin") for path in files)
