@@ -140,7 +140,7 @@ class WithTurnDurations(UpstreamSpeakerDiarization):
     def apply(self, file: AudioFile, **kwargs: Any) -> DiarizeOutput | Annotation:
         """Apply speaker diarization, see upstream: of exclusive diarization, no turns overlap"""
         output = super().apply(file, **kwargs)
-        if isinstance(output, Annotation):
+        if not isinstance(output, DiarizeOutput):
             return output
         return replace(output, exclusive_speaker_diarization=one_at_a_time(output.exclusive_speaker_diarization))
 
