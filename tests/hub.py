@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,10 +45,11 @@ class Hub:
         self.branches[repository] = {}
         self.commit(repository, "main", {".gitattributes": b""})
 
-    def commit(self, repository: str, branch: str, files: dict[str, bytes]) -> str:
-        """Add files to those of a branch."""
+    def commit(self, repository: str, branch: str, files: dict[str, bytes], deleted: Set[str] = frozenset()) -> str:
+        """Add files to those of a branch, and delete others."""
         branches = self.branches[repository]
-        files = {**self.commits.get(branches.get(branch, ""), {}), **files}
+        before = self.commits.get(branches.get(branch, ""), {})
+        files = {**{path: before[path] for path in before.keys() - deleted}, **files}
         sha = hashlib.sha1(f"{repository} {len(self.commits)}".encode()).hexdigest()
         branches[branch], self.commits[sha] = sha, files
         return sha
@@ -95,7 +96,8 @@ class Hub:
             lines = [json.loads(line) for line in body.splitlines()]
             added = {line["value"]["path"]: line["value"] for line in lines if line["key"] == "file"}
             contents = {path: base64.b64decode(value["content"]) for path, value in added.items()}
-            sha = self.commit(repository, name, contents)
+            deleted = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
+            sha = self.commit(repository, name, contents, deleted)
             return {}, json.dumps({"commitUrl": f"{self.url}/{repository}/commit/{sha}", "commitOid": sha}).encode()
         files = [
             {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}

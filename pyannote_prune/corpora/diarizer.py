@@ -20,7 +20,7 @@ from pyannote_prune import embedded_pipeline
 from pyannote_prune.corpora.batches import columns_of, files_of
 from pyannote_prune.corpora.jobs import Job, contents
 from pyannote_prune.errors import InputError, debugging, describe, full_traceback, is_expected
-from pyannote_prune.models.audio import Audio
+from pyannote_prune.models.audio import Audio, files_in
 from pyannote_prune.pipelines import fingerprint, pretrained
 from pyannote_prune.pipelines.bounds import check_bounds
 from pyannote_prune.pipelines.channels import diarize_channels
@@ -359,7 +359,7 @@ def _shares_extension(name: str) -> bool:
 
 def _enrolled(path: Path) -> dict[str, Any]:
     """What names speakers: path of the voices, and of each of its files what tells it from others."""
-    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    files = sorted(files_in(path)) if path.is_dir() else [path]
     told = [[os.path.relpath(each, path), *contents(each).values()] for each in files]
     return {"path": str(path), "checksum": f"{zlib.crc32(json.dumps(told).encode()):08x}"}
 

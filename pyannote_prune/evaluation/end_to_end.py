@@ -22,6 +22,7 @@ from pyannote_prune.inference.devices import synchronize
 from pyannote_prune.inference.onnx_models import OnnxModel
 from pyannote_prune.pipelines import SpeakerDiarization
 from pyannote_prune.pipelines.pretrained import load_pipeline
+from pyannote_prune.pipelines.rules import ClusteringRules
 from pyannote_prune.pipelines.turns import WithTurnDurations
 from pyannote_prune.upstream import NoPLDA, segmentation_inference
 
@@ -31,6 +32,8 @@ _THEIRS, _OURS = "pyannote.audio", "pyannote-prune"
 
 # steps that the pipelines tell their hook the end of; the rest is clustering, and what follows it
 _STEPS = ("segmentation", "speaker_counting", "embeddings")
+
+_RULES = ClusteringRules()
 
 # seconds of the recording, at most, that are diarized first, uncounted
 _WARM_UP = 30.0
@@ -69,6 +72,8 @@ class _Upstream(WithTurnDurations):
         self.median_filter = ours.median_filter
         self.min_speakers = ours.min_speakers
         self.max_speakers = ours.max_speakers
+        if getattr(ours.clustering, "rules", _RULES) != _RULES:
+            self.clustering = ours.clustering  # upstream's knows its own rules only
         self.instantiate(ours.parameters(instantiated=True))
         self.to(_device(ours))
 

@@ -65,7 +65,7 @@ def find_recordings(directory: Path) -> list[Path]:
     InputError
         When there is none that can be read.
     """
-    found = [path for path in _walk(directory) if path.suffix.lower() in EXTENSIONS | FFMPEG_EXTENSIONS]
+    found = [path for path in files_in(directory) if path.suffix.lower() in EXTENSIONS | FFMPEG_EXTENSIONS]
     skipped = [path for path in found if path.suffix.lower() not in EXTENSIONS]
     if not skipped or ffmpeg_is_installed():
         skipped = []
@@ -80,7 +80,7 @@ def find_recordings(directory: Path) -> list[Path]:
     return recordings
 
 
-def _walk(directory: Path) -> Iterator[Path]:
+def files_in(directory: Path) -> Iterator[Path]:
     """Files in a folder, at any depth below it: each folder once, whatever links lead to it."""
     seen = set()
     for folder, folders, names in os.walk(directory, followlinks=True):

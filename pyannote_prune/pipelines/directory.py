@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from pyannote.audio import Model
+from pyannote.audio.core.task import Problem
 
 from pyannote_prune.checkpoints.lightning import DESCRIPTION, PICKLED, SAFE, checkpoint_in, save_checkpoint
 from pyannote_prune.checkpoints.sources import HUB_ID, check_hub_id
@@ -66,7 +67,7 @@ def write_pipeline(
     Raises
     ------
     InputError
-        When `embedding` or `plda` is not there.
+        When `embedding` or `plda` is not there, or when `embedding` is none.
     """
     options = dict(DEFAULT_OPTIONS if options is None else options)
     name = SAFE if safe else PICKLED
@@ -76,8 +77,10 @@ def write_pipeline(
 
     options["embedding"] = f"{INSIDE}embedding"
     weights = None if isinstance(embedding, Model) else local_embedding(embedding)
-    if weights is not None and (half or (weights.suffix == ".safetensors") != safe):
-        embedding = load_model(weights)
+    if weights is not None:
+        loaded = load_embedding(weights)
+        if half or (weights.suffix == ".safetensors") != safe:
+            embedding = loaded
     if isinstance(embedding, Model):
         (directory / "embedding").mkdir()
         save_checkpoint(embedding, directory / "embedding" / name, half)
@@ -166,11 +169,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def write_whole(destination: Path, write: Callable[[Path], None]) -> None:
     """Write a directory elsewhere, and move it to its place once complete."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as temporary:
+    # one that is there may be the current one, a link or a mounted volume, which cannot be replaced: it is filled
+    there = destination.is_dir()
+    parent = destination if there else destination.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{destination.name}.") as temporary:
         result = Path(temporary) / "result"
         write(result)
-        os.replace(result, destination)
+        for path in list(result.iterdir()) if there else [result]:
+            os.replace(path, destination / path.name if there else destination)
 
 
 def check_destination(destination: Path) -> None:
@@ -201,3 +208,11 @@ def local_embedding(embedding: str | Path | Mapping[str, Any]) -> Path | None:
     if isinstance(embedding, Path) or not HUB_ID.fullmatch(embedding):
         raise InputError(f"No embedding model at {embedding}: expected a file, a directory or a hub id.")
     return None
+
+
+def load_embedding(path: Path) -> Model:
+    """Load a speaker embedding; a file that holds none is refused by an `InputError`."""
+    model = load_model(path)
+    if getattr(model.specifications, "problem", None) != Problem.REPRESENTATION:
+        raise InputError(f"{path} holds a {type(model).__name__}, not a speaker embedding.")
+    return model

@@ -42,7 +42,9 @@ sherpa-onnx, and more as JSON under `pyannote_prune`.
 
 With this package, the directory is a pipeline as any other, which ONNX Runtime executes (`pip install
 "pyannote-prune[onnx]"`): `pyannote-prune diarize meeting.wav --pipeline {name}`.
-
+{programs}"""
+# where both models are exported
+_PROGRAMS = """
 With ONNX Runtime and NumPy alone: `python example.py meeting.wav`.
 
 With [sherpa-onnx](https://github.com/k2-fsa/sherpa-onnx) (C++, Android, iOS, WebAssembly, and here Python), whose
@@ -62,7 +64,7 @@ diarization = sherpa_onnx.OfflineSpeakerDiarization(
 samples, sample_rate = soundfile.read("meeting.wav", dtype="float32")
 assert sample_rate == diarization.sample_rate and samples.ndim == 1
 for turn in diarization.process(samples).sort_by_start_time():
-    print(f"{{turn.start:.2f}} {{turn.end:.2f}} speaker {{turn.speaker}}")
+    print(f"{turn.start:.2f} {turn.end:.2f} speaker {turn.speaker}")
 ```
 """
 _EMBEDDING = (
@@ -147,14 +149,17 @@ def export(
             (directory / "embedding").mkdir()
             save_checkpoint(embedding, directory / "embedding" / PICKLED)
         write_settings(directory, options, settings.plda, settings.parameters, settings.other)
-        shutil.copyfile(EXAMPLE, directory / "example.py")
+        both = "embedding" in graphs
+        if both:
+            shutil.copyfile(EXAMPLE, directory / "example.py")
         readme = _README.format(
             precision=precision,
             sample_rate=segmentation.hparams.sample_rate,
             duration=segmentation.specifications.duration,
             classes=segmentation.dimension,
             embedding=row,
-            name=destination.name,
+            name=destination.absolute().name,
+            programs=_PROGRAMS if both else "",
         )
         (directory / "README.md").write_text(readme, encoding="utf-8")
 

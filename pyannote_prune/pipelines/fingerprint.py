@@ -8,10 +8,11 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 
 from pyannote_prune.errors import InputError, describe
+from pyannote_prune.models.audio import files_in
 from pyannote_prune.pipelines.directory import CONFIG, check_pipeline
 
-# files that a pipeline computes with: its README may change
-_COMPUTED_WITH = (".yaml", ".bin", ".ckpt", ".npz", ".onnx", ".safetensors", ".json")
+# files that a pipeline computes with, and CONFIG: its README may change, and what an optimiser writes beside it
+_COMPUTED_WITH = (".bin", ".ckpt", ".npz", ".onnx", ".safetensors", ".json")
 
 
 def fingerprint(source: str, revision: str | None = None, token: str | None = None) -> str:
@@ -48,8 +49,8 @@ def fingerprint(source: str, revision: str | None = None, token: str | None = No
             ) from error
         return Path(config).parent.name  # of the hub's cache: snapshots/COMMIT/config.yaml
     digest = hashlib.sha256()
-    for path in sorted(directory.rglob("*")):
-        if path.suffix in _COMPUTED_WITH and path.is_file():
+    for path in sorted(files_in(directory)):
+        if path.suffix in _COMPUTED_WITH or path == directory / CONFIG:
             digest.update(f"{path.relative_to(directory).as_posix()} {path.stat().st_size}\n".encode())
             with open(path, "rb") as file:
                 while block := file.read(1 << 20):

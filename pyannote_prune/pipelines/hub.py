@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from pyannote.audio import Model
 
-from pyannote_prune.checkpoints.lightning import checkpoint_in, is_checkpoint, read_checkpoint
+from pyannote_prune.checkpoints.lightning import PICKLED, SAFE, checkpoint_in, is_checkpoint, read_checkpoint
 from pyannote_prune.checkpoints.sources import HUB_ID
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.models import load_segmentation
+from pyannote_prune.models.audio import files_in
 from pyannote_prune.pipelines.directory import CONFIG, INSIDE, PLDA_FILES, check_pipeline, read_config
 
 README = "README.md"
@@ -91,7 +92,7 @@ def read_directory(directory: Path) -> Contents:
             )
     segmentation = load_segmentation(checkpoint_in(directory / models["segmentation"].removeprefix(INSIDE)))
 
-    files = [file.relative_to(directory) for file in sorted(directory.rglob("*")) if file.is_file()]
+    files = [file.relative_to(directory) for file in sorted(files_in(directory))]
     visible = [file.as_posix() for file in files if not any(part.startswith(".") for part in file.parts)]
     return Contents(directory, config, models, segmentation, [file for file in visible if file != README])
 
@@ -105,6 +106,8 @@ def publish(
     token: str | None = None,
 ) -> str:
     """Upload a pipeline directory in one commit, into a repository that is created if need be
+
+    Other files of the repository stay, but for pickled checkpoints where the directory has safe ones.
 
     Parameters
     ----------
@@ -131,7 +134,9 @@ def publish(
         the repository exists and is public.
     """
     api = HfApi(token=token, library_name="pyannote-prune", library_version=version("pyannote-prune"))
-    operations = [CommitOperationAdd(file, contents.directory / file) for file in contents.files]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(file, contents.directory / file) for file in contents.files
+    ]
     operations.append(CommitOperationAdd(README, str(card).encode()))
     try:
         card.validate()
@@ -142,6 +147,13 @@ def publish(
             )
         if revision is not None:
             api.create_branch(repository, branch=revision, exist_ok=True)
+        # a pickled checkpoint of before would be loaded in place of the safe one
+        pickled = [Path(file).with_name(PICKLED).as_posix() for file in contents.files if Path(file).name == SAFE]
+        operations += [
+            CommitOperationDelete(file)
+            for file in pickled
+            if file not in contents.files and api.file_exists(repository, file, revision=revision)
+        ]
         api.create_commit(
             repository,
             operations,

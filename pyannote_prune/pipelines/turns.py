@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice, takewhile
 from typing import Any
 
 import numpy as np
+from pyannote.audio.core.io import AudioFile
 from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiarization
 from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
-from pyannote.core import Annotation, SlidingWindowFeature
+from pyannote.core import Annotation, SlidingWindowFeature, Timeline
 from pyannote.pipeline.parameter import ParamDict, Uniform
 from scipy.ndimage import correlate1d, median_filter
 
@@ -96,6 +98,20 @@ def rename(output: DiarizeOutput | Annotation, mapping: Mapping[Any, str]) -> Di
     )
 
 
+def one_at_a_time(diarization: Annotation) -> Annotation:
+    """Same turns, of which a part where several speakers overlap is of the one who begins last
+
+    Upstream fills short pauses of a speaker, in which another one may speak, of exclusive diarizations too.
+    """
+    turns = list(diarization.itertracks(yield_label=True))
+    exclusive = diarization.empty()
+    for index, (segment, track, speaker) in enumerate(turns):
+        later = takewhile(lambda turn: turn[0].start < segment.end, islice(turns, index + 1, None))  # noqa: B023
+        for number, piece in enumerate(Timeline([segment]).extrude(Timeline(turn[0] for turn in later))):
+            exclusive[piece, track if number == 0 else exclusive.new_track(piece, track)] = speaker
+    return exclusive
+
+
 class WithTurnDurations(UpstreamSpeakerDiarization):
     """Upstream's pipeline with one more hyper-parameter, `segmentation.min_duration_on`, in seconds
 
@@ -120,6 +136,13 @@ class WithTurnDurations(UpstreamSpeakerDiarization):
             names = (*self.segmentation, "min_duration_on")
             self.segmentation = ParamDict(**{name: Uniform(0.0, 1.0) for name in names}).instantiate(current)
         return super().instantiate(params)
+
+    def apply(self, file: AudioFile, **kwargs: Any) -> DiarizeOutput | Annotation:
+        """Apply speaker diarization, see upstream: of exclusive diarization, no turns overlap"""
+        output = super().apply(file, **kwargs)
+        if not isinstance(output, DiarizeOutput):
+            return output
+        return replace(output, exclusive_speaker_diarization=one_at_a_time(output.exclusive_speaker_diarization))
 
     def to_annotation(
         self, discrete_diarization: SlidingWindowFeature, min_duration_on: float = 0.0, min_duration_off: float = 0.0

@@ -47,13 +47,16 @@ def to_markdown(results: Results) -> str:
     return "\n".join([*lines, "", _settings(results)])
 
 
-def to_table(results: Results) -> Table:
-    """A table of Rich, whose headers are wrapped rather than its numbers."""
+def to_table(results: Results, space: int = 0) -> Table:
+    """A table of Rich, whose headers are wrapped rather than its numbers; columns share the space that is left over."""
     table = Table(title=escape(results.title), caption=escape(_settings(results)))
     for column, width in zip(results.columns, _widths(results)):
+        wanted = max(map(len, (column.header, *(cell(column, row) for row in results.rows))))
+        more = min(space, max(wanted - width, 0))
+        space -= more
         # names go on in the next line rather than end in dots
         justify = "right" if column.format else "left"
-        table.add_column(column.header, justify=justify, overflow="fold", min_width=width)  # type: ignore[arg-type]
+        table.add_column(column.header, justify=justify, overflow="fold", width=width + more)  # type: ignore[arg-type]
     for row in results.rows:
         table.add_row(*(escape(cell(column, row)) for column in results.columns))
     return table
@@ -78,8 +81,9 @@ def print_results(results: Results, as_json: bool = False, as_markdown: bool = F
     console = Console()
     for candidate in (results, _without_constants(results)):
         # of each column two spaces and a line
-        if sum(_widths(candidate)) + 3 * len(candidate.columns) + 1 <= console.width:
-            console.print(to_table(candidate))
+        space = console.width - sum(_widths(candidate)) - 3 * len(candidate.columns) - 1
+        if space >= 0:
+            console.print(to_table(candidate, space))
             return
     console.print(to_records(_without_constants(results)))
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pyannote.audio import Model
-from pyannote.audio.core.task import Problem, Specifications, Task, UnknownSpecificationsError
+from pyannote.audio.core.task import Specifications, Task, UnknownSpecificationsError
 
 from pyannote_prune.errors import InputError
-from pyannote_prune.models import WavLMSegmentation, load_model
+from pyannote_prune.models import WavLMSegmentation
 from pyannote_prune.models.loading import segmentation_specifications
-from pyannote_prune.pipelines.directory import local_embedding
+from pyannote_prune.pipelines.directory import load_embedding, local_embedding
 from pyannote_prune.tasks import SpeakerDiarization, StructuredPruning
 from pyannote_prune.tasks.numbers import check_numbers
 from pyannote_prune.training.fitting import KEPT, check_options
@@ -111,8 +111,9 @@ def check_recipe(
         raise InputError(f"new_head must be true or false, got {recipe.new_head!r}.")
     if recipe.distil is not None and recipe.distil.task.get("target") is not None:
         raise InputError("distil: distillation has no target, it prunes nothing: give one to a phase of `prune`.")
-    if embedding is not None:
-        _check_embedding(embedding)
+    weights = None if embedding is None else local_embedding(embedding)
+    if weights is not None:  # one on the hub is downloaded by the pipeline, when it first runs
+        load_embedding(weights)
 
     teacher, kept = deepcopy(model), max(recipe.average_finetuned, KEPT)
     # name, task, options, and how many checkpoints are kept
@@ -186,15 +187,6 @@ def _check_phase(
     if task.target < reached.get(measure, 0.0):
         raise InputError(f"target is {task.target}, less than that of an earlier phase, {reached[measure]}.")
     reached[measure] = task.target
-
-
-def _check_embedding(embedding: str | Path) -> None:
-    weights = local_embedding(embedding)
-    if weights is None:  # on the hub, where the pipeline downloads it from
-        return
-    model = load_model(weights)
-    if getattr(model.specifications, "problem", None) != Problem.REPRESENTATION:
-        raise InputError(f"{embedding} holds a {type(model).__name__}, not a speaker embedding.")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 import sys
 from functools import partial
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from pyannote.audio.pipelines import SpeakerDiarization as UpstreamSpeakerDiarization
 from pyannote.core import Annotation, Segment
 
@@ -273,6 +275,15 @@ def test_upstreams_pipeline_has_our_settings(untrained, monkeypatch):
     monkeypatch.setattr(UpstreamSpeakerDiarization, "apply", lambda self, file, **kwargs: received.update(kwargs))
     theirs.apply({}, hook=print)
     assert received == {"min_speakers": 2, "max_speakers": 5, "hook": print}
+
+
+def test_rules_of_clustering_are_those_of_both_pipelines(untrained, tmp_path):
+    shutil.copytree(untrained, tmp_path / "pipeline")
+    config = yaml.safe_load((untrained / "config.yaml").read_text())
+    config["pipeline"]["params"]["clustering_rules"] = {"min_solo_ratio": 0.1, "fall_back_to_all": True}
+    (tmp_path / "pipeline" / "config.yaml").write_text(yaml.safe_dump(config))
+    ours = end_to_end.load_pipeline(str(tmp_path / "pipeline"), "cpu")
+    assert end_to_end._Upstream(ours).clustering.rules == ours.clustering.rules
 
 
 def test_repeats_take_turns(untrained, noise, monkeypatch):

@@ -2,11 +2,13 @@ import importlib.metadata
 import inspect
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from pyannote.audio import Model, Pipeline
+from safetensors.torch import save_file
 
 from pyannote_prune import PrunedWavLMConfig, PrunedWavLMModel, embedded_pipeline
 from pyannote_prune.errors import InputError
@@ -238,6 +240,36 @@ def test_destination_is_never_overwritten(tmp_path):
     (tmp_path / "out" / "precious").unlink()
     convert(FIXTURES / "base-pruned", tmp_path / "out")  # an empty directory is free
     assert (tmp_path / "out" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("destination", [".", "link"])
+def test_an_empty_directory_that_cannot_be_replaced_is_filled(destination, untrained, monkeypatch, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    monkeypatch.chdir(tmp_path / ("out" if destination == "." else "."))
+    convert(untrained, Path(destination))
+    names = ["config.yaml", "embedding", "segmentation"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert load_pipeline(str(tmp_path / "link"), "cpu")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+
+
+@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize(
+    ("embedding", "named"),
+    [
+        ("notes.txt", "notes.txt is not a readable checkpoint"),
+        ("renamed.safetensors", "renamed.safetensors is not a checkpoint of pyannote.audio"),
+        ("segmentation", "holds a WavLMSegmentation, not a speaker embedding"),
+    ],
+)
+def test_embeddings_that_are_none(embedding, named, safe, untrained, tmp_path):
+    shutil.copytree(untrained / "segmentation", tmp_path / "segmentation")
+    (tmp_path / "notes.txt").write_text("no model")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "renamed.safetensors")
+    with pytest.raises(InputError, match=named):
+        convert(untrained, tmp_path / "out", embedding=tmp_path / embedding, safe=safe)
+    assert not (tmp_path / "out").exists()
 
 
 def test_dense_backbone_to_transformers(tmp_path):

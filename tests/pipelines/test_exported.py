@@ -138,6 +138,10 @@ def test_an_embedding_that_cannot_be_exported_stays(untrained, original, exporte
     kept, given = (load_model(path).state_dict() for path in (directory / "embedding", untrained / "embedding"))
     assert all((kept[name] == tensor).all() for name, tensor in given.items())
     assert isinstance(segmentation_inference(load_pipeline(str(directory), "cpu")).model, OnnxSegmentation)
+    # programs that need both models are not there, and the text about the directory names none
+    assert "embedding.onnx" in (exported / "README.md").read_text()
+    assert not {"embedding.onnx", "example.py"} & set((directory / "README.md").read_text().replace("`", " ").split())
+    assert not (directory / "example.py").exists()
 
 
 def test_results_of_one_export_are_not_taken_for_those_of_another(copied):

@@ -9,6 +9,7 @@ from pyannote.audio import Model, Pipeline
 from pyannote_prune.checkpoints import load_backbone
 from pyannote_prune.errors import InputError
 from pyannote_prune.pipelines import SpeakerDiarization, convert
+from pyannote_prune.pipelines.fingerprint import fingerprint
 from pyannote_prune.pipelines.hub import publish, read_directory
 from pyannote_prune.pipelines.pretrained import load_pipeline
 from pyannote_prune.reports.card import write_card
@@ -42,6 +43,28 @@ def test_what_is_uploaded(published, untrained):
         assert files[name] == path.read_bytes()
     assert published.files(REPOSITORY).keys() == {".gitattributes"}
     assert published.private == {REPOSITORY: True}
+
+
+def test_folders_that_are_links(untrained, tmp_path):
+    shutil.copytree(untrained, tmp_path / "pipeline")
+    shutil.move(tmp_path / "pipeline" / "embedding", tmp_path / "shared")
+    (tmp_path / "pipeline" / "embedding").symlink_to(tmp_path / "shared")
+    assert "embedding/pytorch_model.bin" in read_directory(tmp_path / "pipeline").files
+    before = fingerprint(str(tmp_path / "pipeline"))
+    with open(tmp_path / "shared" / "pytorch_model.bin", "ab") as file:
+        file.write(b"changed")
+    assert fingerprint(str(tmp_path / "pipeline")) != before
+
+
+def test_what_an_optimiser_writes_makes_no_other_pipeline(untrained, tmp_path):
+    shutil.copytree(untrained, tmp_path / "pipeline")
+    before = fingerprint(str(tmp_path / "pipeline"))
+    for name in ("config.MyDatabase.SpeakerDiarization.MyProtocol.development.yaml", "config.journal"):
+        (tmp_path / "pipeline" / name).write_text("params: {}")
+    assert fingerprint(str(tmp_path / "pipeline")) == before
+    with open(tmp_path / "pipeline" / "config.yaml", "a") as file:
+        file.write("# changed\n")
+    assert fingerprint(str(tmp_path / "pipeline")) != before
 
 
 def test_stock_pyannote_loads_what_was_uploaded(published, untrained, short):
@@ -147,3 +170,13 @@ def test_new_version_in_a_public_repository(published, untrained):
     assert files["picture.png"] == b"kept"
     assert files["README.md"].decode() == str(card)
     assert yaml.safe_load(files["config.yaml"])["params"]["clustering"]["threshold"] == 0.7
+
+
+def test_safe_models_replace_pickled_ones(published, untrained, tmp_path):
+    convert(untrained, tmp_path / "safe", safe=True)
+    contents = read_directory(tmp_path / "safe")
+    published.commit(REPOSITORY, "v1", {"segmentation/notes.txt": b"kept"})
+    publish(contents, REPOSITORY, write_card(contents, REPOSITORY, license="mit"), revision="v1", token=WRITER)
+    files = published.files(REPOSITORY, "v1")
+    assert {"segmentation/model.safetensors", "embedding/model.safetensors", "segmentation/notes.txt"} <= files.keys()
+    assert not any(path.endswith(".bin") for path in files)

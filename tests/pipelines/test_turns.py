@@ -4,7 +4,7 @@ from pyannote.audio import Pipeline
 from pyannote.audio.pipelines.speaker_diarization import DiarizeOutput
 from pyannote.core import Annotation, Segment, SlidingWindow, SlidingWindowFeature
 
-from pyannote_prune.pipelines.turns import name_by_appearance
+from pyannote_prune.pipelines.turns import name_by_appearance, one_at_a_time
 
 
 def annotate(turns):
@@ -28,9 +28,30 @@ def test_names_by_appearance():
     assert name_by_appearance(annotate(turns)).uri == "call"
 
 
+def test_one_at_a_time():
+    """A pause of A that is filled is B's; of what several say, all of it is somebody's."""
+    turns = [(0, 10, "A"), (4, 4.4, "B"), (9, 12, "B"), (13, 14, "A")]
+    exclusive = one_at_a_time(annotate(turns))
+    assert [(*segment, speaker) for segment, _, speaker in exclusive.itertracks(yield_label=True)] == [
+        (0, 4, "A"),
+        (4, 4.4, "B"),
+        (4.4, 9, "A"),
+        (9, 12, "B"),
+        (13, 14, "A"),
+    ]
+    assert exclusive.uri == "call"
+
+
 @pytest.fixture
 def pipeline(untrained):
     return Pipeline.from_pretrained(untrained)
+
+
+def test_exclusive_turns_do_not_overlap(pipeline, short):
+    """Though pauses up to half a second are filled, in which others speak."""
+    turns = pipeline(short, num_speakers=2).exclusive_speaker_diarization
+    assert len(turns.labels()) > 1
+    assert not turns.get_overlap()
 
 
 def durations(pipeline, on, off):

@@ -5,7 +5,7 @@ import pytest
 from pyannote.core import Annotation, Segment
 from rich.console import Console
 
-from pyannote_prune.evaluation import speed
+from pyannote_prune.evaluation import accuracy, speed
 from pyannote_prune.evaluation.results import Column, Results
 from pyannote_prune.reports.tables import cell, clock, print_results, summary_table, to_json, to_markdown, to_table
 
@@ -96,6 +96,19 @@ def test_a_benchmark_at_80_columns(monkeypatch, capsys):
             assert all(cell(column, row) in out for row in rows)
     assert all(model in out for model in ("wavlm-base-plus", "wavlm-base-s80-md"))
     assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("columns", [80, 90, 100, 120])
+def test_an_evaluation_is_whole_at_any_width(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rates = {"der": 15.2, "miss": 9.1, "false_alarm": 3.3, "confusion": 2.8}
+    rows = [{"pipeline": "pipeline", "protocol": "MyDatabase.SpeakerDiarization.MyProtocol", "num_files": 12, **rates}]
+    print_results(Results("Diarization error rate", accuracy._COLUMNS, rows, {"subset": "test"}))
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.strip()[-1:] == "│" for line in lines) >= 1
+    assert all(any(number in line for line in lines) for number in ("15.2", "9.1", "3.3", "2.8"))
+    # what is longer is cut off
+    assert all(line[-1:] in "┓┃┩│┘" for line in lines[1:-1])
 
 
 def test_what_all_rows_share_is_a_setting(monkeypatch, capsys):
