@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from threading import Lock
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -30,8 +31,18 @@ from pyannote_prune.wavlm.configuration import FORMAT_VERSION, check_format
 # of the two spellings of a checkpoint; the second has its description beside it
 PICKLED, SAFE, DESCRIPTION = "pytorch_model.bin", "model.safetensors", "config.json"
 _STAMP = "pyannote-prune"
-# what checkpoints hold besides tensors and containers, and may; for good, since undoing it would fail other threads
-torch.serialization.add_safe_globals([Problem, Resolution, Specifications, TorchVersion])
+
+
+def _member(enumeration: Any, name: str) -> Problem | Resolution:
+    """Member of an enumeration of pyannote: the one `getattr` that a checkpoint may ask for."""
+    if enumeration not in (Problem, Resolution) or name not in enumeration.__members__:
+        raise UnpicklingError(f"Unsupported global: GLOBAL getattr of {name!r}")
+    return enumeration[name]
+
+
+# what checkpoints hold besides tensors and containers, and may; for good, since undoing it would fail other threads.
+# Python 3.11.0 to 3.11.3 pickle members of enumerations as calls of `getattr`
+torch.serialization.add_safe_globals([Problem, Resolution, Specifications, TorchVersion, (_member, "builtins.getattr")])
 
 
 def checkpoint_in(folder: Path) -> Path:

@@ -204,6 +204,27 @@ def test_damaged_safe_checkpoints(safe):
         load_model(safe)
 
 
+def test_written_by_the_first_releases_of_python_3_11(untrained, short, monkeypatch, tmp_path):
+    """They pickle members of enumerations as calls of getattr, which may be asked for nothing else."""
+    for enumeration in (Problem, Resolution):
+        monkeypatch.setattr(
+            enumeration, "__reduce_ex__", lambda member, protocol: (getattr, (type(member), member.name))
+        )
+    directory = tmp_path / "pipeline"
+    shutil.copytree(untrained, directory)
+    for folder in ("segmentation", "embedding"):
+        weights = directory / folder / "pytorch_model.bin"
+        torch.save(torch.load(weights, weights_only=False), weights)
+        assert b"getattr" in weights.read_bytes()
+    wanted = Pipeline.from_pretrained(untrained)(short).speaker_diarization
+    assert Pipeline.from_pretrained(directory)(short).speaker_diarization == wanted
+
+    monkeypatch.setattr(Problem, "__reduce_ex__", lambda member, protocol: (getattr, (type(member), "mro")))
+    torch.save(torch.load(weights, weights_only=False), weights)
+    with pytest.raises(InputError, match=r"pytorch_model\.bin holds more than tensors .*getattr of 'mro'.* not read"):
+        Pipeline.from_pretrained(directory)
+
+
 @pytest.mark.parametrize("folder", ["segmentation", "embedding"])
 @pytest.mark.parametrize("name", [None, "pyannote.audio.pipelines.SpeakerDiarization"])
 def test_hostile_pipeline(folder, name, untrained, run, short, tmp_path):
