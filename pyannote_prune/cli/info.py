@@ -21,7 +21,9 @@ def info(
         ),
     ],
     as_json: AsJson = False,
-    duration: Annotated[float, typer.Option(help="Seconds of audio for the MACs in the table.", min=0.025)] = 1.0,
+    duration: Annotated[
+        float, typer.Option(help="Seconds of audio for the MACs in the table.", min=0.025, max=86400)
+    ] = 1.0,
     plot: Annotated[
         Path | None, typer.Option(help="PNG or SVG file: also draw the shape beside that of the dense architecture.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,10 @@ class Renderer:
             raise InputError(
                 f"reverberation and telephone exclude each other: {reverberation} + {telephone} is more than 1."
             )
-        if level_spread < 0:
+        if not 0 <= level_spread < math.inf:
             raise InputError(f"level_spread must be a number of dB, at least 0, got {level_spread}.")
         for name, (low, high) in {"snr": snr, "level": level}.items():
-            if low > high:
+            if not -math.inf < low <= high < math.inf:
                 raise InputError(f"{name} must be the least and greatest number of dB, got {low} and {high}.")
         self.sample_rate = sample_rate
         self.reverberation = reverberation

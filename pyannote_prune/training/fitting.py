@@ -190,7 +190,7 @@ def _interruptions(directory: Path, epochs: EpochLog) -> Iterator[None]:
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise InterruptionError(
-                f"Interrupted: {epochs.finished} epochs of {epochs.stage} are finished and saved; rerun the same "
+                f"Interrupted: finished epochs of {epochs.stage}, {epochs.finished} in all, are saved; rerun the same "
                 "command to resume."
             ) from error.__context__
         if error.code:

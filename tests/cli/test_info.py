@@ -73,3 +73,11 @@ def test_bad_options(run, tmp_path):
         assert (code, out) == (2, ""), arguments
         assert len(err.splitlines()) == 1, arguments
         assert named in err, arguments
+
+
+@pytest.mark.parametrize("duration", ["0", "inf", "nan"])
+def test_a_duration_that_is_none(run, duration):
+    code, out, err = run("wavlm-base-plus", "--duration", duration)
+    assert code == 2
+    assert not out
+    assert "--duration" in err

@@ -152,6 +152,8 @@ def test_settings_tell_everything(voices, folder, tmp_path):  # noqa: F811
         ({"noise": "nowhere"}, "No such folder of recordings: nowhere"),
         ({"far_field": 2.0}, "far_field is a probability"),
         ({"level_spread": -1.0}, "level_spread must be"),
+        ({"level_spread": float("inf")}, "level_spread must be"),
+        ({"snr": (0.0, float("nan"))}, "snr must be the least and greatest number of dB"),
         ({"level": (3.0, 1.0)}, "level must be"),
         ({"turn_taking": "nowhere.rttm"}, "No such file of annotations: nowhere.rttm"),
     ],

@@ -37,7 +37,7 @@ def test_ctrl_c(command, tmp_path, capsys, monkeypatch):
     assert command("train", *TASK, "trainer.max_epochs=3", f"hydra.run.dir={directory}") == 130
     captured = capsys.readouterr().err
     assert captured.splitlines()[-1] == (
-        "Error: Interrupted: 2 epochs of run are finished and saved; rerun the same command to resume."
+        "Error: Interrupted: finished epochs of run, 2 in all, are saved; rerun the same command to resume."
     )
     assert "Traceback" not in captured
     assert (directory / "report.html").is_file()
