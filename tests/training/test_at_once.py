@@ -100,7 +100,7 @@ def test_gates_start_from_importance(command, untrained, tmp_path):
 def test_refused_before_anything_is_written(command, untrained, tmp_path, capsys, change, message):
     assert command("compress", *arguments(tmp_path / "run", untrained, "recipe=one-shot", change)) == 2
     assert message in error_of(capsys)
-    assert not list(tmp_path.glob("run/*/"))
+    assert not [path for path in (tmp_path / "run").iterdir() if path.is_dir()]
 
 
 def test_train_does_not_prune_at_once(command, untrained, tmp_path, capsys):
