@@ -44,7 +44,7 @@ class Voices:
     def __init__(
         self, directory: Path | str, speakers: Path | str | Iterable[str] | None = None, sample_rate: int = 16000
     ) -> None:
-        directory = Path(directory)
+        directory = Path(str(directory))  # a folder named 3 is a number in settings
         if not directory.is_dir():
             raise InputError(f"No such folder of voices: {directory}.")
         self.sample_rate = sample_rate

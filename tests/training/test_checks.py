@@ -80,7 +80,7 @@ def trained(tmp_path_factory):
         (["embedding=null"], "No embedding model at None"),
         (["registry=3"], "No such database registry: 3"),
         (["task.simulation=voices"], "finetune: simulation has settings of its own, as simulation.voices=FOLDER"),
-        (["task.simulation.voices=3"], "finetune: expected str, bytes or os.PathLike object, not int"),
+        (["task.simulation.voices=3"], "finetune: No such folder of voices: 3"),
         (["model=PyanNet", "~model.wavlm", "~model.head_args"], "got a PyanNet"),
     ],
 )
