@@ -148,6 +148,11 @@ def load_model(
     return _build(content, path).train()
 
 
+def is_speaker_embedding(model: Model) -> bool:
+    """Whether a model gives embeddings of speakers, rather than their activity"""
+    return getattr(model.specifications, "problem", None) == Problem.REPRESENTATION
+
+
 def _build(content: Mapping[str, Any], source: object) -> Model:
     """The model in a checkpoint, made by its class, which is looked up by name."""
     name = _class_name(content, source)

@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 from pyannote.audio import Model
-from pyannote.audio.core.task import Problem
 
 from pyannote_prune.checkpoints.lightning import DESCRIPTION, PICKLED, SAFE, checkpoint_in, save_checkpoint
 from pyannote_prune.checkpoints.sources import HUB_ID, check_hub_id
 from pyannote_prune.errors import InputError, describe
 from pyannote_prune.models import load_model
+from pyannote_prune.models.loading import is_speaker_embedding
 from pyannote_prune.pipelines.parts import DEFAULT_EMBEDDING, DEFAULT_OPTIONS, DEFAULT_PARAMETERS
 from pyannote_prune.wavlm.configuration import FORMAT_VERSION, check_format
 
@@ -213,6 +213,6 @@ def local_embedding(embedding: str | Path | Mapping[str, Any]) -> Path | None:
 def load_embedding(path: Path) -> Model:
     """Load a speaker embedding; a file that holds none is refused by an `InputError`."""
     model = load_model(path)
-    if getattr(model.specifications, "problem", None) != Problem.REPRESENTATION:
+    if not is_speaker_embedding(model):
         raise InputError(f"{path} holds a {type(model).__name__}, not a speaker embedding.")
     return model

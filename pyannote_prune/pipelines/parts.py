@@ -9,13 +9,13 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from pyannote.audio import Model
 from pyannote.audio.core.plda import PLDA
-from pyannote.audio.core.task import Problem
 from pyannote.audio.pipelines.utils import PipelineModel, PipelinePLDA
 
 from pyannote_prune.checkpoints.onnx_files import read_exported
 from pyannote_prune.errors import InputError
 from pyannote_prune.inference.onnx_models import OnnxModel, executed_by_onnx, through_onnx
 from pyannote_prune.models import load_model
+from pyannote_prune.models.loading import is_speaker_embedding
 from pyannote_prune.pipelines.clustering import PortablePLDA
 
 DEFAULT_EMBEDDING = "pyannote/wespeaker-voxceleb-resnet34-LM"
@@ -72,11 +72,10 @@ def load_part(
         else:
             # whatever the default type is: audio is in float32
             model = load_model(**arguments).float().eval()
-    if not isinstance(model, OnnxModel):  # which tells its kind itself
-        represents = getattr(model.specifications, "problem", None) == Problem.REPRESENTATION
-        if represents != (kind == "embedding"):
-            wanted = "a speaker embedding" if kind == "embedding" else "a segmentation model"
-            raise InputError(f"{kind}: expected {wanted}, got a {type(model).__name__}.")
+    # an exported one tells its kind itself
+    if not isinstance(model, OnnxModel) and is_speaker_embedding(model) != (kind == "embedding"):
+        wanted = "a speaker embedding" if kind == "embedding" else "a segmentation model"
+        raise InputError(f"{kind}: expected {wanted}, got a {type(model).__name__}.")
     if backend == "torch" and isinstance(model, OnnxModel):
         raise InputError(
             f"{model.exported.source} is an exported model, which ONNX Runtime executes: for backend torch, take the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ class StructuredPruning(SpeakerDiarization):
                 )
         self.distilled_layers = list(distilled_layers)
         self.target = target
-        self.kinds = [kinds] if isinstance(kinds, str) or not isinstance(kinds, Sequence) else list(kinds)
+        self.kinds = [kinds] if isinstance(kinds, str) or not isinstance(kinds, Iterable) else list(kinds)
         self.objective = objective
         self.macs_duration = macs_duration
         self.warmup_steps = warmup_steps
